@@ -1,43 +1,24 @@
-"""The embedded example data: scenes of textured shapes, drawn by this program, nobody else's pictures.
-
-``python -m detkit.datasets.shapes data/shapes`` writes, or ``ShapesDataset`` on first use, for each split
-
-    data/shapes/train/annotations.json    COCO format: boxes and run-length masks of the visible parts
-    data/shapes/train/images/00000.jpg    128 x 128, 128 x 96 or 96 x 128 pixels
+"""Draws one image of the example data: textured shapes that are objects, and others that are clutter.
 
 The same seed draws the same scene everywhere: all randomness comes from numpy's ``RandomState``, whose
 stream is frozen (that of ``default_rng`` is not), and coverage, texture and light are float64 numpy
-arithmetic; only the JPEG encoder is the library's.
+arithmetic.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-import sys
-import uuid
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
-from PIL import Image
-from pycocotools import mask as rle
 
-__all__ = ["CATEGORIES", "SPLITS", "draw_scene", "generate"]
+__all__ = ["CATEGORIES", "VERSION", "Scene", "draw_scene"]
 
 Array = NDArray[np.float64]
 Inside = Callable[[Array, Array], NDArray[np.bool_]]
-
-
-class Split(NamedTuple):
-    """How many images a split has, and the seed they are drawn from."""
-
-    num_images: int
-    seed: int
 
 
 class Scene(NamedTuple):
@@ -54,8 +35,6 @@ class Scene(NamedTuple):
     masks: NDArray[np.bool_]
 
 
-SPLITS = {"train": Split(1000, seed=0), "val": Split(250, seed=1)}
-ANNOTATIONS = "annotations.json"
 VERSION = "1.0"  # of the drawing: raise it whenever a pixel or an annotation changes
 # The ids have holes, as those of COCO do: code that takes an id for a label fails here at once.
 CATEGORIES = {1: "disc", 3: "triangle", 4: "square", 7: "star", 9: "cross"}
@@ -63,7 +42,7 @@ CATEGORIES = {1: "disc", 3: "triangle", 4: "square", 7: "star", 9: "cross"}
 _SIZES = [(128, 128)] * 7 + [(96, 128), (128, 96), (96, 128)]  # (height, width), one drawn per image
 _MAX_OBJECTS = 6
 _EMPTY_SHARE = 0.05  # images with clutter only
-_RADIUS = (6.0, 36.0)  # of objects, in pixels, log-uniform
+_RADIUS = (6.0, 34.0)  # of objects, in pixels, log-uniform
 _MIN_VISIBLE = 0.65  # of an object's full area; whatever would leave less of it is not drawn
 _MIN_CONTRAST = 0.3  # RGB distance, channels in [0, 1], between an object's colour and what it is drawn on
 _SUBPIXELS = 4  # coverage is counted on a 4 x 4 grid in each pixel
@@ -75,8 +54,10 @@ def _all_but(allowed: int, sides: int, distance: float) -> Inside:
     angles = [2 * math.pi * k / sides for k in range(sides)]
 
     def inside(u: Array, v: Array) -> NDArray[np.bool_]:
-        beyond = [math.cos(angle) * u + math.sin(angle) * v > distance for angle in angles]
-        return np.sum(beyond, axis=0) <= allowed
+        beyond = np.zeros(np.broadcast_shapes(u.shape, v.shape), np.uint8)
+        for angle in angles:
+            beyond += math.cos(angle) * u + math.sin(angle) * v > distance
+        return beyond <= allowed
 
     return inside
 
@@ -145,9 +126,11 @@ def _place(rng: RandomState, inside: Inside, height: int, width: int) -> tuple[A
 
     steps = (np.arange(size * _SUBPIXELS) + 0.5) / _SUBPIXELS
     y, x = (top + steps - centre_y)[:, None] / radius, (left + steps - centre_x)[None, :] / radius
-    u = (math.cos(angle) * x + math.sin(angle) * y) * stretch
-    v = (math.cos(angle) * y - math.sin(angle) * x) / stretch
-    window = inside(u, v).reshape(size, _SUBPIXELS, size, _SUBPIXELS).mean(axis=(1, 3))
+    u = math.cos(angle) * stretch * x + math.sin(angle) * stretch * y
+    v = math.cos(angle) / stretch * y - math.sin(angle) / stretch * x
+    # Rows before columns, in bytes: the sums run along memory.
+    counts = inside(u, v).reshape(size, _SUBPIXELS, -1).sum(axis=1, dtype=np.uint8)
+    window = counts.reshape(size, size, _SUBPIXELS).sum(axis=2, dtype=np.uint8) / _SUBPIXELS**2
 
     coverage = np.zeros((height, width))
     rows = slice(max(top, 0), min(top + size, height))
@@ -209,108 +192,3 @@ def _expose(rng: RandomState, canvas: Array) -> NDArray[np.uint8]:
     light = rng.uniform(0.7, 1.15) * (1 + rng.uniform(0, 0.3) * (math.sin(angle) * y + math.cos(angle) * x))
     noise = (rng.randint(0, 256, canvas.shape, dtype=np.uint8) / 255 - 0.5) * rng.uniform(4, 24)
     return np.clip(255 * canvas * light[..., None] + noise, 0, 255).round().astype(np.uint8)
-
-
-def generate(root: str | Path, split: str, num_images: int | None = None, seed: int | None = None) -> Path:
-    """Write one split below ``root``, unless it is there.
-
-    The files are written to a folder beside the final one, which is then renamed: a killed run leaves no half
-    split, and of two processes that start at once one wins and both read the same.
-
-    Args:
-        root: Folder of the data set, made if missing.
-        split: Name of the folder to write; ``train`` and ``val`` have a default number and seed.
-        num_images: Other than the default of the split.
-        seed: Other than the default of the split.
-
-    Returns:
-        The folder of the split.
-
-    Raises:
-        ValueError: ``split`` has no default and number or seed is not given, or the folder was drawn otherwise.
-        OSError: ``root`` cannot be written.
-    """
-    if split in SPLITS:
-        num_images = SPLITS[split].num_images if num_images is None else num_images
-        seed = SPLITS[split].seed if seed is None else seed
-    if num_images is None or seed is None:
-        raise ValueError(f"the example data has the splits {' and '.join(map(repr, SPLITS))}, not {split!r}")
-    folder, partial = Path(root, split), Path(root, f".{split}-{uuid.uuid4().hex}")
-    drawn = {
-        "description": f"detkit example data: {num_images} images drawn by a program from seed {seed}",
-        "version": VERSION,
-        "license": "CC0-1.0",
-    }
-    if not folder.exists():
-        try:
-            _write(partial, num_images, seed, drawn)
-            _rename(partial, folder)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"cannot write the example data to {folder.absolute()} ({error.strerror}); "
-                "name a folder that can be written (data_root)",
-            ) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    _check_drawn(folder, drawn)
-    return folder
-
-
-def _write(folder: Path, num_images: int, seed: int, info: dict[str, str]) -> None:
-    images_folder = folder / "images"
-    images_folder.mkdir(parents=True)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for index in range(num_images):
-        scene = draw_scene(RandomState([seed, index]))
-        height, width = scene.image.shape[:2]
-        name = f"{index:05d}.jpg"
-        Image.fromarray(scene.image).save(images_folder / name, quality=92)
-        images.append({"id": index + 1, "file_name": name, "height": height, "width": width, "license": 1})
-        for category_id, mask in zip(scene.category_ids, scene.masks, strict=True):
-            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-            x, y = int(columns[0]), int(rows[0])
-            counts = rle.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode()
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": index + 1,
-                    "category_id": category_id,
-                    "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
-                    "area": int(mask.sum()),
-                    "iscrowd": 0,
-                    "segmentation": {"size": [height, width], "counts": counts},
-                }
-            )
-    content = {
-        "info": info,
-        "licenses": [{"id": 1, "name": info["license"]}],
-        "categories": [{"id": category_id, "name": name} for category_id, name in CATEGORIES.items()],
-        "images": images,
-        "annotations": annotations,
-    }
-    (folder / ANNOTATIONS).write_text(json.dumps(content))
-
-
-def _rename(partial: Path, folder: Path) -> None:
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process has just written the same
-            raise
-
-
-def _check_drawn(folder: Path, info: dict[str, str]) -> None:
-    """Refuse a folder that holds something else than what was asked for."""
-    file = folder / ANNOTATIONS
-    found = json.loads(file.read_text()).get("info") if file.is_file() else "no such file"
-    if found != info:
-        raise ValueError(f"{file}: expected {info}, found {found}; remove {folder} to have it written anew")
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit("usage: python -m detkit.datasets.shapes FOLDER")
-    for name in SPLITS:
-        print(generate(sys.argv[1], name))
