@@ -19,7 +19,7 @@ from pycocotools import mask as rle
 
 from detkit.datasets.shapes.scene import CATEGORIES, VERSION, draw_scene
 
-__all__ = ["ANNOTATIONS", "SPLITS", "generate"]
+__all__ = ["ANNOTATIONS", "IMAGES", "SPLITS", "generate"]
 
 
 class Split(NamedTuple):
@@ -31,6 +31,7 @@ class Split(NamedTuple):
 
 SPLITS = {"train": Split(1000, seed=0), "val": Split(250, seed=1)}
 ANNOTATIONS = "annotations.json"
+IMAGES = "images"
 
 
 def generate(root: str | Path, split: str, num_images: int | None = None, seed: int | None = None) -> Path:
@@ -80,7 +81,7 @@ def generate(root: str | Path, split: str, num_images: int | None = None, seed: 
 
 
 def _write(folder: Path, num_images: int, seed: int, info: dict[str, str]) -> None:
-    images_folder = folder / "images"
+    images_folder = folder / IMAGES
     images_folder.mkdir(parents=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
