@@ -1,0 +1,9 @@
+"""Annotation formats, the label map, and batch samplers."""
+
+from detkit.datasets.base import BaseDetDataset
+from detkit.datasets.batch_samplers import AspectRatioBatchSampler
+from detkit.datasets.coco import CocoDataset
+from detkit.datasets.label_map import LabelMap
+from detkit.datasets.shapes import ShapesDataset
+
+__all__ = ["AspectRatioBatchSampler", "BaseDetDataset", "CocoDataset", "LabelMap", "ShapesDataset"]
