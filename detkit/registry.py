@@ -8,6 +8,7 @@ registered when a config may name it; nothing else is.
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,13 +16,14 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from mmengine import registry as mmengine_registry
-from mmengine.registry import Registry
+from mmengine.registry import DefaultScope, Registry
 from mmengine.utils import ManagerMixin
 
 __all__ = [
     "DATASETS",
     "DATA_SAMPLERS",
     "EVALUATOR",
+    "FUNCTIONS",
     "HOOKS",
     "LOG_PROCESSORS",
     "LOOPS",
@@ -39,11 +41,14 @@ __all__ = [
     "VISBACKENDS",
     "VISUALIZERS",
     "WEIGHT_INITIALIZERS",
+    "accepted_arguments",
     "build",
     "building",
     "check_arguments",
     "check_keys",
+    "find",
     "nearest",
+    "unknown_argument",
     "unknown_type",
     "where",
 ]
@@ -283,13 +288,14 @@ def _quoted(names: Collection[str]) -> str:
     return " or ".join(repr(name) for name in names) or "nothing"
 
 
-def _child(name: str, location: str, build_func: Callable[..., Any] = build) -> Registry:
+def _child(name: str, location: str | tuple[str, ...], build_func: Callable[..., Any] = build) -> Registry:
     parent = getattr(mmengine_registry, name)
-    return Registry(parent.name, build_func=build_func, parent=parent, scope="detkit", locations=[location])
+    locations = [location] if isinstance(location, str) else list(location)
+    return Registry(parent.name, build_func=build_func, parent=parent, scope="detkit", locations=locations)
 
 
 # Detectors, backbones, necks, heads, losses, data preprocessors, layers.
-MODELS = _child("MODELS", "detkit.models", _build_model)
+MODELS = _child("MODELS", ("detkit.models", "detkit.losses"), _build_model)
 # Assigners, samplers, coders, prior generators, IoU calculators, match costs.
 TASK_UTILS = _child("TASK_UTILS", "detkit.task_modules")
 # Annotation formats and wrappers around them.

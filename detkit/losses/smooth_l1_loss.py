@@ -1,0 +1,54 @@
+"""L1 and smooth L1 (Fast R-CNN, eq. 3, https://arxiv.org/abs/1504.08083; beta as in Faster R-CNN's code)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from detkit.losses.reduction import ElementwiseLoss
+from detkit.registry import MODELS
+
+__all__ = ["L1Loss", "SmoothL1Loss", "smooth_l1_loss"]
+
+
+def smooth_l1_loss(pred: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
+    """Quadratic below ``beta``, linear above.
+
+    Args:
+        pred: (...).
+        target: Same shape.
+        beta: Difference at which the quadratic part ends, > 0.
+
+    Returns:
+        Loss per element, same shape.
+    """
+    diff = (pred - target).abs()
+    return torch.where(diff < beta, 0.5 * diff * diff / beta, diff - 0.5 * beta)
+
+
+@MODELS.register_module()
+class SmoothL1Loss(ElementwiseLoss):
+    """Smooth L1 loss.
+
+    Args:
+        beta: Difference at which the quadratic part ends, > 0.
+        reduction: ``none``, ``mean`` or ``sum``.
+        loss_weight: Factor on the result.
+    """
+
+    def __init__(self, beta: float = 1.0, reduction: str = "mean", loss_weight: float = 1.0) -> None:
+        super().__init__(reduction, loss_weight)
+        if beta <= 0:
+            raise ValueError(f"SmoothL1Loss: beta must be > 0, got {beta}; L1Loss is its limit at 0")
+        self.beta = beta
+
+    def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        return smooth_l1_loss(pred, target, self.beta)
+
+
+@MODELS.register_module()
+class L1Loss(ElementwiseLoss):
+    """Absolute difference."""
+
+    def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        return (pred - target).abs()

@@ -1,0 +1,5 @@
+"""Dense heads: one prediction for each prior of each cell."""
+
+from detkit.models.dense_heads.retina_head import RetinaHead
+
+__all__ = ["RetinaHead"]

@@ -1,0 +1,118 @@
+"""What the anchors of a batch are to predict: assignment, sampling and encoding in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from detkit.structures.ground_truth import GroundTruth
+from detkit.task_modules import AnchorGenerator, BatchAssignResult, BatchSamplingResult, assign_batch
+
+__all__ = ["AnchorTargets", "BatchSampler", "BoxCoder", "anchor_targets", "valid_anchors"]
+
+
+class BatchSampler(Protocol):
+    """What a dense head needs of a sampler."""
+
+    def sample_batch(self, assign_result: BatchAssignResult) -> BatchSamplingResult:
+        """Choose among the assigned priors of N images."""
+
+
+class BoxCoder(Protocol):
+    """What a dense head needs of a box coder."""
+
+    def encode(self, bboxes: Tensor, gt_bboxes: Tensor) -> Tensor:
+        """Targets of priors that learn boxes."""
+
+    def decode(self, bboxes: Tensor, pred_bboxes: Tensor, max_shape: Any = None) -> Tensor:
+        """Boxes of predictions."""
+
+
+class AnchorTargets(NamedTuple):
+    """Targets of A anchors in N images.
+
+    Attributes:
+        labels: (N, A) int64, ``num_classes`` for background.
+        label_weights: (N, A), 0 where nothing is learnt.
+        bbox_targets: (N, A, 4) encoded, or boxes where losses are on boxes; 0 where there is no object.
+        bbox_weights: (N, A), 1 at positives.
+        avg_factor: () what the losses are divided by.
+    """
+
+    labels: Tensor
+    label_weights: Tensor
+    bbox_targets: Tensor
+    bbox_weights: Tensor
+    avg_factor: Tensor
+
+
+def valid_anchors(
+    anchors: Tensor,
+    generator: AnchorGenerator,
+    sizes: Sequence[tuple[int, int]],
+    metas: Sequence[dict[str, Any]],
+    allowed_border: float,
+) -> Tensor | None:
+    """Which anchors take part in training, (N, A) bool; None where all do.
+
+    Args:
+        anchors: (A, 4) of all levels.
+        generator: Their generator.
+        sizes: Height and width of each feature map.
+        metas: Image facts with ``pad_shape`` and ``img_shape``.
+        allowed_border: Pixels by which an anchor may leave the image; -1 for any number.
+    """
+    height, width = (max(size[axis] * generator.strides[0][1 - axis] for size in sizes[:1]) for axis in (0, 1))
+    whole = all(meta["pad_shape"][0] >= height and meta["pad_shape"][1] >= width for meta in metas)
+    if whole and allowed_border < 0:
+        return None
+    rows = []
+    for meta in metas:
+        flags = torch.cat(generator.valid_flags(sizes, meta["pad_shape"], anchors.device))
+        if allowed_border >= 0:
+            image_height, image_width = meta["img_shape"][:2]
+            x1, y1, x2, y2 = anchors.unbind(-1)
+            flags = flags & (x1 >= -allowed_border) & (y1 >= -allowed_border)
+            flags = flags & (x2 < image_width + allowed_border) & (y2 < image_height + allowed_border)
+        rows.append(flags)
+    return torch.stack(rows)
+
+
+def anchor_targets(
+    anchors: Tensor,
+    ground_truth: GroundTruth,
+    valid: Tensor | None,
+    assigner: Any,
+    sampler: BatchSampler,
+    coder: BoxCoder | None,
+    num_classes: int,
+    pos_weight: float = -1,
+) -> AnchorTargets:
+    """Targets of all anchors of all images.
+
+    Args:
+        anchors: (A, 4).
+        ground_truth: Objects of the N images.
+        valid: (N, A) bool, which anchors take part; None is all.
+        assigner: Registered assigner, batched or per image.
+        sampler: Registered sampler.
+        coder: Encodes the boxes; None leaves them as they are.
+        num_classes: Label of the background.
+        pos_weight: Label weight of a positive; 1 where <= 0.
+    """
+    assigned = assign_batch(assigner, anchors, ground_truth, valid)
+    sampled = sampler.sample_batch(assigned)
+    boxes, labels = ground_truth.matched(assigned.gt_inds, anchors)
+    positive = sampled.positive
+    # Anchors without object are their own target, so that their (unused) encoding is finite.
+    targets = boxes if coder is None else coder.encode(anchors.expand_as(boxes), boxes)
+    return AnchorTargets(
+        labels=torch.where(positive, labels, num_classes),
+        label_weights=positive * (pos_weight if pos_weight > 0 else 1.0) + sampled.negative * 1.0,
+        bbox_targets=torch.where(positive.unsqueeze(-1), targets, 0.0),
+        bbox_weights=positive.float(),
+        avg_factor=sampled.avg_factor,
+    )

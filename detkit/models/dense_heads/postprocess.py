@@ -1,0 +1,136 @@
+"""From dense predictions to detections: candidates per level, decoding, suppression."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from detkit.ops import batched_nms
+from detkit.registry import check_keys
+from detkit.structures.boxes import get_box_wh, scale_boxes
+
+__all__ = ["TEST_CFG_KEYS", "Candidates", "DenseTestCfg", "detections", "select_candidates"]
+
+TEST_CFG_KEYS = ("nms_pre", "min_bbox_size", "score_thr", "nms", "max_per_img")
+
+
+@dataclass(frozen=True)
+class DenseTestCfg:
+    """What ``test_cfg`` says to a dense head.
+
+    Attributes:
+        nms_pre: Candidates kept per level; None or a negative number keeps all.
+        min_bbox_size: Boxes must be wider and higher than this; off where negative.
+        score_thr: Candidates must score more than this.
+        nms: Suppression, see ``batched_nms``; None leaves it out.
+        max_per_img: Detections kept per image; a negative number keeps all.
+    """
+
+    nms_pre: int | None = None
+    min_bbox_size: float = -1
+    score_thr: float = 0.0
+    nms: Mapping[str, Any] | None = None
+    max_per_img: int = -1
+
+    @classmethod
+    def of(cls, test_cfg: Mapping[str, Any] | None) -> DenseTestCfg:
+        """Read a ``test_cfg`` dict; an unknown key is a KeyError."""
+        check_keys(test_cfg, TEST_CFG_KEYS, "test_cfg")
+        return cls(**(test_cfg or {}))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The K best (prior, class) pairs of each image; rows below the threshold score 0 at most.
+
+    Attributes:
+        scores: (N, K).
+        labels: (N, K).
+        boxes: (N, K, 4).
+        kept: (N, K) bool, above the score threshold.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    boxes: Tensor
+    kept: Tensor
+
+
+def select_candidates(
+    scores: Sequence[Tensor],
+    predictions: Sequence[Tensor],
+    priors: Sequence[Tensor],
+    decode: Callable[[Tensor, Tensor], Tensor],
+    cfg: DenseTestCfg,
+) -> Candidates:
+    """Choose before decoding: the best pairs of each level, over the whole batch at once.
+
+    Args:
+        scores: Per level (N, A_l, C) in [0, 1].
+        predictions: Per level (N, A_l, 4) encoded boxes.
+        priors: Per level (A_l, 4).
+        decode: ``(priors, predictions) -> boxes``, over leading dimensions.
+        cfg: Thresholds.
+    """
+    chosen_scores, chosen_labels, chosen_predictions, chosen_priors = [], [], [], []
+    for level_scores, level_predictions, level_priors in zip(scores, predictions, priors, strict=True):
+        num_classes = level_scores.shape[2]
+        flat = level_scores.flatten(1)
+        count = flat.shape[1] if cfg.nms_pre is None or cfg.nms_pre < 0 else min(cfg.nms_pre, flat.shape[1])
+        value, index = _top(flat, count)
+        prior = index // num_classes
+        chosen_scores.append(value)
+        chosen_labels.append(index % num_classes)
+        gather = prior.unsqueeze(-1).expand(*prior.shape, level_predictions.shape[2])
+        chosen_predictions.append(level_predictions.gather(1, gather))
+        chosen_priors.append(level_priors[prior])
+    value = torch.cat(chosen_scores, dim=1)
+    boxes = decode(torch.cat(chosen_priors, dim=1), torch.cat(chosen_predictions, dim=1))
+    return Candidates(value, torch.cat(chosen_labels, dim=1), boxes, value > cfg.score_thr)
+
+
+def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` best scores (N, count) of (N, M) and their indices; of equal scores the first come first.
+
+    ``topk`` leaves the order of equal scores open, and saturated scores are many. Non-negative floats
+    sort as their bits do, so score and position make one integer key.
+    """
+    position = torch.arange(scores.shape[1], device=scores.device)
+    keys = (scores.view(torch.int32).long() << 32) + (scores.shape[1] - position)
+    index = keys.topk(count, dim=1).indices
+    return scores.gather(1, index), index
+
+
+def detections(
+    candidates: Candidates, metas: Sequence[Mapping[str, Any]], cfg: DenseTestCfg, rescale: bool
+) -> list[InstanceData]:
+    """Suppress and cut off.
+
+    Args:
+        candidates: Of N images.
+        metas: Image facts with ``scale_factor`` (w, h) where ``rescale``.
+        cfg: Thresholds.
+        rescale: Return boxes in the frame of the original image.
+
+    Returns:
+        Per image ``bboxes`` (D, 4), ``scores`` (D,) and ``labels`` (D,), best first.
+    """
+    results = []
+    for index, meta in enumerate(metas):
+        kept = candidates.kept[index]
+        boxes, scores, labels = (part[index][kept] for part in (candidates.boxes, candidates.scores, candidates.labels))
+        if rescale:
+            boxes = scale_boxes(boxes, [1 / factor for factor in meta["scale_factor"]])
+        if cfg.min_bbox_size >= 0:
+            width, height = get_box_wh(boxes)
+            large = (width > cfg.min_bbox_size) & (height > cfg.min_bbox_size)
+            boxes, scores, labels = boxes[large], scores[large], labels[large]
+        dets, keep = batched_nms(boxes, scores, labels, cfg.nms)
+        limit = len(keep) if cfg.max_per_img < 0 else cfg.max_per_img
+        results.append(InstanceData(bboxes=dets[:limit, :4], scores=dets[:limit, 4], labels=labels[keep][:limit]))
+    return results

@@ -1,0 +1,200 @@
+"""Head of RetinaNet, Lin et al., https://arxiv.org/abs/1708.02002."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn import ConvModule
+from mmengine.model import BaseModule
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from detkit.models.dense_heads.anchor_targets import anchor_targets, valid_anchors
+from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
+from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
+from detkit.registry import MODELS, TASK_UTILS, check_keys
+from detkit.structures import DetDataSample
+from detkit.structures.ground_truth import GroundTruth
+
+__all__ = ["RetinaHead"]
+
+Cfg = Mapping[str, Any]
+
+
+@MODELS.register_module()
+class RetinaHead(BaseModule):
+    """Two towers of convolutions over each level: one classifies anchors, one regresses their boxes.
+
+    Args:
+        num_classes: Classes without background.
+        in_channels: Channels of each level.
+        stacked_convs: Convolutions of each tower.
+        feat_channels: Their channels.
+        conv_cfg: Their convolution layers.
+        norm_cfg: Their norm layers; None has none.
+        anchor_generator: Registered prior generator.
+        bbox_coder: Registered box coder.
+        reg_decoded_bbox: Compute the box loss on boxes instead of their encoding (IoU losses).
+        loss_cls: Classification loss.
+        loss_bbox: Box loss.
+        train_cfg: ``assigner``, ``sampler``, ``allowed_border``, ``pos_weight``; None at test time.
+        test_cfg: See :class:`DenseTestCfg`.
+        init_cfg: Initialisation.
+    """
+
+    train_cfg_keys = ("assigner", "sampler", "allowed_border", "pos_weight", "debug")
+    test_cfg_keys = TEST_CFG_KEYS
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        stacked_convs: int = 4,
+        feat_channels: int = 256,
+        conv_cfg: Cfg | None = None,
+        norm_cfg: Cfg | None = None,
+        anchor_generator: Cfg | None = None,
+        bbox_coder: Cfg | None = None,
+        reg_decoded_bbox: bool = False,
+        loss_cls: Cfg | None = None,
+        loss_bbox: Cfg | None = None,
+        train_cfg: Cfg | None = None,
+        test_cfg: Cfg | None = None,
+        init_cfg: Cfg | Sequence[Cfg] | None = None,
+    ) -> None:
+        super().__init__(init_cfg or _default_init())
+        if num_classes < 1:
+            raise ValueError(f"RetinaHead: num_classes must be at least 1, got {num_classes}")
+        self.num_classes = num_classes
+        self.reg_decoded_bbox = reg_decoded_bbox
+        self.prior_generator = TASK_UTILS.build(anchor_generator or _default_anchors())
+        self.bbox_coder = TASK_UTILS.build(bbox_coder or {"type": "DeltaXYWHBBoxCoder"})
+        self.loss_cls = MODELS.build(loss_cls or {"type": "FocalLoss"})
+        self.loss_bbox = MODELS.build(loss_bbox or {"type": "L1Loss"})
+        self.use_sigmoid_cls = getattr(self.loss_cls, "use_sigmoid", False)
+        # A softmax has a channel for the background, the last.
+        self.cls_out_channels = num_classes if self.use_sigmoid_cls else num_classes + 1
+
+        check_keys(train_cfg, self.train_cfg_keys, "train_cfg")
+        train_cfg = train_cfg or {}
+        self.assigner = TASK_UTILS.build(train_cfg["assigner"]) if "assigner" in train_cfg else None
+        self.sampler = TASK_UTILS.build(train_cfg.get("sampler") or {"type": "PseudoSampler"})
+        self.allowed_border = train_cfg.get("allowed_border", -1)
+        self.pos_weight = train_cfg.get("pos_weight", -1)
+        self.test_cfg = DenseTestCfg.of(test_cfg)
+
+        def tower() -> nn.ModuleList:
+            return nn.ModuleList(
+                ConvModule(
+                    in_channels if index == 0 else feat_channels,
+                    feat_channels,
+                    3,
+                    padding=1,
+                    conv_cfg=conv_cfg,
+                    norm_cfg=norm_cfg,
+                )
+                for index in range(stacked_convs)
+            )
+
+        self.cls_convs = tower()
+        self.reg_convs = tower()
+        num_anchors = self.prior_generator.num_base_priors[0]
+        features = feat_channels if stacked_convs > 0 else in_channels
+        self.retina_cls = nn.Conv2d(features, num_anchors * self.cls_out_channels, 3, padding=1)
+        self.retina_reg = nn.Conv2d(features, num_anchors * self.bbox_coder.encode_size, 3, padding=1)
+
+    def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits (N, A * C, H_l, W_l) and encoded boxes (N, A * 4, H_l, W_l) of levels (N, in_channels, H_l, W_l)."""
+        cls_scores, bbox_preds = [], []
+        for level in x:
+            cls_feat = reg_feat = level
+            for cls_conv, reg_conv in zip(self.cls_convs, self.reg_convs, strict=True):
+                cls_feat, reg_feat = cls_conv(cls_feat), reg_conv(reg_feat)
+            cls_scores.append(self.retina_cls(cls_feat))
+            bbox_preds.append(self.retina_reg(reg_feat))
+        return cls_scores, bbox_preds
+
+    def loss(self, x: Sequence[Tensor], batch_data_samples: Sequence[DetDataSample]) -> dict[str, Tensor]:
+        """Losses ``loss_cls`` and ``loss_bbox`` of the levels ``x`` (N, in_channels, H_l, W_l)."""
+        if self.assigner is None:
+            raise ValueError("RetinaHead: training needs train_cfg with an assigner")
+        cls_scores, bbox_preds = self(x)
+        sizes = featmap_sizes(cls_scores)
+        anchors = torch.cat(self.prior_generator.grid_priors(sizes, device=cls_scores[0].device))
+        metas = [sample.metainfo for sample in batch_data_samples]
+        targets = anchor_targets(
+            anchors,
+            GroundTruth.from_samples(batch_data_samples),
+            valid_anchors(anchors, self.prior_generator, sizes, metas, self.allowed_border),
+            self.assigner,
+            self.sampler,
+            None if self.reg_decoded_bbox else self.bbox_coder,
+            self.num_classes,
+            self.pos_weight,
+        )
+        logits = flatten_levels(cls_scores, self.cls_out_channels)  # (N, A, C)
+        boxes = flatten_levels(bbox_preds, self.bbox_coder.encode_size)  # (N, A, 4)
+        if self.reg_decoded_bbox:
+            boxes = self.bbox_coder.decode(anchors.expand_as(boxes), boxes)
+        return {
+            "loss_cls": self.loss_cls(
+                logits.flatten(0, 1),
+                targets.labels.flatten(),
+                targets.label_weights.flatten(),
+                avg_factor=targets.avg_factor,
+            ),
+            "loss_bbox": self.loss_bbox(
+                boxes.flatten(0, 1),
+                targets.bbox_targets.flatten(0, 1),
+                targets.bbox_weights.flatten().unsqueeze(-1).expand(-1, 4),
+                avg_factor=targets.avg_factor,
+            ),
+        }
+
+    def predict(
+        self, x: Sequence[Tensor], batch_data_samples: Sequence[DetDataSample], rescale: bool = False
+    ) -> list[InstanceData]:
+        """Detections of each image: ``bboxes`` (D, 4), ``scores`` (D,), ``labels`` (D,), best first.
+
+        Args:
+            x: Levels (N, in_channels, H_l, W_l).
+            batch_data_samples: With image facts ``img_shape`` and, where ``rescale``, ``scale_factor``.
+            rescale: Return boxes in the frame of the original image.
+        """
+        cls_scores, bbox_preds = self(x)
+        metas = [sample.metainfo for sample in batch_data_samples]
+        shapes = [tuple(meta["img_shape"][:2]) for meta in metas]
+        candidates = select_candidates(
+            [self._activate(flatten_level(level, self.cls_out_channels)) for level in cls_scores],
+            [flatten_level(level, self.bbox_coder.encode_size) for level in bbox_preds],
+            self.prior_generator.grid_priors(featmap_sizes(cls_scores), device=cls_scores[0].device),
+            lambda priors, boxes: self.bbox_coder.decode(priors, boxes, max_shape=shapes),
+            self.test_cfg,
+        )
+        return detections(candidates, metas, self.test_cfg, rescale)
+
+    def _activate(self, logits: Tensor) -> Tensor:
+        """Scores (N, A, C) of logits, background left out."""
+        return logits.sigmoid() if self.use_sigmoid_cls else logits.softmax(dim=-1)[..., :-1]
+
+
+def _default_anchors() -> dict[str, Any]:
+    return {
+        "type": "AnchorGenerator",
+        "octave_base_scale": 4,
+        "scales_per_octave": 3,
+        "ratios": [0.5, 1.0, 2.0],
+        "strides": [8, 16, 32, 64, 128],
+    }
+
+
+def _default_init() -> dict[str, Any]:
+    # The bias makes every anchor start with a probability of 0.01 (section 4.1).
+    return {
+        "type": "Normal",
+        "layer": "Conv2d",
+        "std": 0.01,
+        "override": {"type": "Normal", "name": "retina_cls", "std": 0.01, "bias_prob": 0.01},
+    }

@@ -1,0 +1,90 @@
+"""What each prior of one image, or of a batch, is to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["BACKGROUND", "IGNORED", "AssignResult", "BatchAssignResult"]
+
+# Values of ``gt_inds`` besides i + 1 for the i-th object.
+BACKGROUND = 0
+IGNORED = -1
+
+
+class AssignResult:
+    """Assignment of the A priors of one image.
+
+    Attributes:
+        num_gts: Number of objects.
+        gt_inds: (A,) int64: ``i + 1`` for the i-th object, 0 background, -1 ignored.
+        max_overlaps: (A,) highest overlap with any object, or None where the assigner has no overlaps.
+        labels: (A,) int64 label of the object, -1 where there is none.
+    """
+
+    def __init__(self, num_gts: int, gt_inds: Tensor, max_overlaps: Tensor | None, labels: Tensor) -> None:
+        self.num_gts = num_gts
+        self.gt_inds = gt_inds
+        self.max_overlaps = max_overlaps
+        self.labels = labels
+        self._extra_properties: dict[str, Any] = {}
+
+    @property
+    def num_preds(self) -> int:
+        """Number of priors."""
+        return len(self.gt_inds)
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """All fields by name, extra properties included."""
+        return {
+            "num_gts": self.num_gts,
+            "num_preds": self.num_preds,
+            "gt_inds": self.gt_inds,
+            "max_overlaps": self.max_overlaps,
+            "labels": self.labels,
+            **self._extra_properties,
+        }
+
+    def set_extra_property(self, key: str, value: Any) -> None:
+        """Attach what a particular assigner wants to hand on."""
+        if key in self.info:
+            raise KeyError(f"AssignResult: the property {key!r} exists already")
+        self._extra_properties[key] = value
+
+    def get_extra_property(self, key: str) -> Any:
+        """What was attached, or None."""
+        return self._extra_properties.get(key)
+
+    def add_gt_(self, gt_labels: Tensor) -> None:
+        """Prepend the objects themselves as priors that match perfectly, in place.
+
+        Args:
+            gt_labels: (G,) int64.
+        """
+        own = torch.arange(1, len(gt_labels) + 1, dtype=torch.int64, device=gt_labels.device)
+        self.gt_inds = torch.cat([own, self.gt_inds])
+        if self.max_overlaps is not None:
+            self.max_overlaps = torch.cat([self.max_overlaps.new_ones(len(gt_labels)), self.max_overlaps])
+        self.labels = torch.cat([gt_labels.long(), self.labels])
+
+
+class BatchAssignResult(NamedTuple):
+    """Assignment of the A priors of N images; see :class:`AssignResult`.
+
+    Attributes:
+        gt_inds: (N, A) int64.
+        max_overlaps: (N, A).
+        labels: (N, A) int64.
+    """
+
+    gt_inds: Tensor
+    max_overlaps: Tensor
+    labels: Tensor
+
+    def image(self, index: int, num_gts: int) -> AssignResult:
+        """The assignment of one image."""
+        return AssignResult(num_gts, self.gt_inds[index], self.max_overlaps[index], self.labels[index])

@@ -1,0 +1,97 @@
+"""Reference cases under ``tests/data/parity``: how to load, build, call and compare them.
+
+Each file is a list of cases: config, method, inputs, and what MMDetection 3.3.0 returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from detkit.structures.sample import DetDataSample
+
+DATA = Path(__file__).parent / "data" / "parity"
+
+
+def cases(name: str) -> list[Any]:
+    """Cases of ``group/Name`` as pytest parameters."""
+    return [pytest.param(case, id=case["name"]) for case in torch.load(DATA / f"{name}.pt", weights_only=True)]
+
+
+def case_named(name: str, case: str) -> dict[str, Any]:
+    """One case of ``group/Name``."""
+    found = [c for c in torch.load(DATA / f"{name}.pt", weights_only=True) if c["name"] == case]
+    return found[0]
+
+
+def rule_tensor(shape: list[int], lo: float, hi: float, seed: int) -> Tensor:
+    """Weights as the reference's rule makes them."""
+    count = 1
+    for size in shape:
+        count *= size
+    x = (torch.arange(count) * 2654435761 + seed * 40503 + 12345) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 2246822519) & 0xFFFFFFFF
+    x = ((x ^ (x >> 13)) * 3266489917) & 0xFFFFFFFF
+    x = x ^ (x >> 16)
+    return (x.double() / 2**32 * (hi - lo) + lo).float().reshape(shape)
+
+
+def load_weights(module: torch.nn.Module, case: Mapping[str, Any]) -> None:
+    """The case's weights, every one of them, into the module."""
+    state = {name: value.float() if value.is_floating_point() else value for name, value in case["state_dict"].items()}
+    state |= {name: rule_tensor(*rule) for name, rule in case.get("state_rule", {}).items()}
+    module.load_state_dict(state, strict=True)
+
+
+def instances(fields: Mapping[str, Tensor]) -> InstanceData:
+    """Instance data of a dict of tensors."""
+    return InstanceData(**{name: value.clone() for name, value in fields.items()})
+
+
+def data_sample(case: Mapping[str, Any]) -> DetDataSample:
+    """A data sample of its dict."""
+    sample = DetDataSample(metainfo=case["metainfo"])
+    sample.gt_instances = instances(case["gt_instances"])
+    sample.ignored_instances = instances(case["ignored_instances"])
+    return sample
+
+
+def arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs as the method takes them."""
+    found: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if name.endswith(("_instances", "_instances_ignore")):
+            found[name] = instances(value)
+        elif name.endswith("data_samples"):
+            found[name] = [data_sample(one) for one in value]
+        elif isinstance(value, Tensor):
+            found[name] = value.clone()
+        else:
+            found[name] = value
+    return found
+
+
+def assert_same(actual: Any, expected: Any, rtol: float, atol: float, where: str = "") -> None:
+    """Every expected key is met; further keys of the actual value may be there."""
+    if isinstance(expected, Mapping):
+        for key, value in expected.items():
+            found = actual[key] if isinstance(actual, Mapping) else getattr(actual, key)
+            assert_same(found, value, rtol, atol, f"{where}.{key}")
+    elif isinstance(expected, (list, tuple)):
+        assert len(actual) == len(expected), where
+        for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
+            assert_same(a, e, rtol, atol, f"{where}[{index}]")
+    elif isinstance(expected, Tensor):
+        torch.testing.assert_close(
+            actual, expected, rtol=rtol, atol=atol, equal_nan=True, check_dtype=expected.dtype != torch.bool, msg=None
+        )
+    elif isinstance(expected, float):
+        assert actual == pytest.approx(expected, rel=rtol, abs=atol, nan_ok=True), where
+    else:
+        assert actual == expected, where
