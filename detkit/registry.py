@@ -7,17 +7,18 @@ registered when a config may name it; nothing else is.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from mmengine import registry as mmengine_registry
 from mmengine.registry import DefaultScope, Registry
 from mmengine.utils import ManagerMixin
+
+from detkit.signature import accepted_arguments, check_arguments, nearest, quoted, unknown_argument
 
 __all__ = [
     "DATASETS",
@@ -53,6 +54,25 @@ __all__ = [
     "where",
 ]
 
+# MMDetection's scope names the same classes here.
+SCOPES = ("detkit", "mmdet")
+
+# A dotted ``type`` that nobody registered is built only if it derives from one of these: a config may come
+# with a downloaded checkpoint, and 'subprocess.Popen' is importable too.
+_BUILDABLE = {
+    "mmcv.transforms.base.BaseTransform",
+    "mmengine.evaluator.metric.BaseMetric",
+    "mmengine.hooks.hook.Hook",
+    "mmengine.optim.scheduler.param_scheduler._ParamScheduler",
+    "mmengine.runner.base_loop.BaseLoop",
+    "mmengine.visualization.vis_backend.BaseVisBackend",
+    "mmengine.visualization.visualizer.Visualizer",
+    "torch.nn.modules.module.Module",
+    "torch.optim.optimizer.Optimizer",
+    "torch.utils.data.dataset.Dataset",
+    "torch.utils.data.sampler.Sampler",
+}
+
 
 class _Frame(NamedTuple):
     path: str
@@ -60,15 +80,6 @@ class _Frame(NamedTuple):
 
 
 _frames: ContextVar[tuple[_Frame, ...]] = ContextVar("detkit_build_frames", default=())
-
-
-def nearest(name: str, names: Collection[str], count: int = 1) -> list[str]:
-    """The ``count`` names most like ``name``, best first, whatever their case."""
-    by_lower: dict[str, str] = {}
-    for candidate in sorted(names):
-        by_lower.setdefault(candidate.lower(), candidate)
-    close = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.0)
-    return [by_lower[key] for key in close]
 
 
 def where() -> str:
@@ -102,7 +113,27 @@ def check_keys(given: Mapping[str, Any] | None, allowed: Collection[str], name: 
         if key not in allowed:
             place = ".".join(part for part in (where(), name, str(key)) if part)
             known = ", ".join(sorted(allowed)) or "no keys"
-            raise KeyError(f"{place}: unknown key; did you mean {_quoted(nearest(str(key), allowed))}? Known: {known}")
+            raise KeyError(f"{place}: unknown key; did you mean {quoted(nearest(str(key), allowed))}? Known: {known}")
+
+
+def find(name: str, registry: Registry) -> Callable[..., Any] | None:
+    """What ``registry`` or its parents hold under ``name``, or None.
+
+    ``name`` may carry a scope (``mmengine.SGD``; ``mmdet.ResNet`` is ours), or be the importable path of a
+    registered class or of a module, dataset, hook, metric, transform …
+    """
+    scope, _, bare = name.rpartition(".")
+    level: Registry | None = registry
+    while level is not None:
+        level.import_from_location()
+        if name in level.module_dict:
+            return level.module_dict[name]
+        if bare in level.module_dict and (scope == level.scope or (level.scope == "detkit" and scope in SCOPES)):
+            return level.module_dict[bare]
+        level = level.parent
+    if not scope:
+        return None
+    return _of_sibling(scope, bare, registry) or _import_class(name)
 
 
 def unknown_type(name: str, registry: Registry, path: str) -> KeyError:
@@ -120,44 +151,10 @@ def unknown_type(name: str, registry: Registry, path: str) -> KeyError:
         message += f"; it is registered in {' and '.join(owners)}"
     close = nearest(bare, names, count=3)
     if close:
-        message += f"; did you mean {_quoted(close)}?"
+        message += f"; did you mean {quoted(close)}?"
+    else:
+        message += "."
     return KeyError(message + " A class of your own is found once its module is imported (custom_imports)")
-
-
-def check_arguments(cls: Callable[..., Any], given: Collection[str], path: str, required: bool = True) -> None:
-    """Hold argument names against the constructor before it runs.
-
-    A constructor that takes ``**kwargs`` hands them to its base class, so the bases' arguments count
-    too; if no base closes the list, anything is accepted.
-
-    Args:
-        cls: The class or function to be called.
-        given: Names of the arguments it will get.
-        path: Config path, for the message.
-        required: Whether missing arguments are refused as well.
-
-    Raises:
-        TypeError: With the path, the argument, the nearest right one, and where the signature stands.
-    """
-    accepted, needed, is_open = _signature(cls)
-    name = getattr(cls, "__name__", str(cls))
-    for argument in given:
-        if argument not in accepted and not is_open:
-            hint = nearest(argument, accepted)
-            suggestion = f"did you mean {_quoted(hint)}?" if hint else "it takes none"
-            place = f"{path}.{argument}" if path else argument
-            raise TypeError(f"{place}: {name} has no argument {argument!r}; {suggestion} ({_source(cls)})")
-    missing = [argument for argument in needed if argument not in given] if required else []
-    if missing:
-        place = f"{path}: " if path else ""
-        hints = [
-            f"{argument!r} ({close[0]!r} was given)"
-            if (close := [g for g in nearest(argument, set(given) - accepted) if is_open])
-            else repr(argument)
-            for argument in missing
-        ]
-        plural = "s" if len(missing) > 1 else ""
-        raise TypeError(f"{place}{name} needs the argument{plural} {', '.join(hints)} ({_source(cls)})")
 
 
 def build(
@@ -175,25 +172,37 @@ def build(
         TypeError: ``cfg`` is no dict, or an argument is unknown or missing.
         KeyError: ``type`` is missing or nobody registered it.
     """
+    return _build(cfg, registry, {**(default_args or {}), **extra}, _construct)
+
+
+def _build(
+    cfg: Any, registry: Registry, defaults: Mapping[str, Any], construct: Callable[[Any, dict[str, Any], str], Any]
+) -> Any:
     if not isinstance(cfg, Mapping):
         raise TypeError(f"{where() or _label(registry)}: a config dict with a 'type' was expected, got {cfg!r}")
     path = _path_of(cfg)
-    arguments = {**(default_args or {}), **extra, **cfg}
+    arguments = {**defaults, **cfg}
     scope = arguments.pop("_scope_", None)
     if "type" not in arguments:
-        raise KeyError(f"{path or _label(registry)}: the key 'type' is missing in {dict(cfg)!r}")
+        close = [key for key in cfg if sorted(key) == sorted("type")]
+        hint = f"; {close[0]!r} is given" if close else ""
+        raise KeyError(f"{path or _label(registry)}: the key 'type' is missing{hint} in {dict(cfg)!r}")
     kind = arguments.pop("type")
-    with registry.switch_scope_and_registry(scope) as scoped:
-        cls = scoped.get(kind) if isinstance(kind, str) else kind
+    with _scoped(registry, scope) as scoped:
+        cls = find(kind, scoped) if isinstance(kind, str) else kind
         if cls is None:
-            raise unknown_type(kind, registry, path)
+            raise unknown_type(kind, scoped, path)
         if not callable(cls):
-            raise TypeError(f"{path}.type: a registered name or a class was expected, got {kind!r}")
-        check_arguments(cls, arguments, path)
+            raise TypeError(f"{path}.type: a registered name or a class was expected, got {kind!r}".lstrip("."))
         with building(path, cfg):
-            if inspect.isclass(cls) and issubclass(cls, ManagerMixin):
-                return cls.get_instance(**arguments)
-            return cls(**arguments)
+            return construct(cls, arguments, path)
+
+
+def _construct(cls: Any, arguments: dict[str, Any], path: str) -> Any:
+    check_arguments(cls, arguments, path)
+    if inspect.isclass(cls) and issubclass(cls, ManagerMixin):
+        return cls.get_instance(**arguments)
+    return cls(**arguments)
 
 
 def _build_model(cfg: Any, registry: Registry, default_args: Mapping[str, Any] | None = None, **extra: Any) -> Any:
@@ -204,72 +213,102 @@ def _build_model(cfg: Any, registry: Registry, default_args: Mapping[str, Any] |
     return build(cfg, registry, default_args, **extra)
 
 
+def _build_scheduler(cfg: Any, registry: Registry, default_args: Mapping[str, Any] | None = None) -> Any:
+    """A parameter scheduler; with ``convert_to_iter_based`` its epochs are counted in iterations."""
+
+    def construct(cls: Any, arguments: dict[str, Any], path: str) -> Any:
+        epoch_length = arguments.pop("epoch_length", None)
+        if not arguments.pop("convert_to_iter_based", False):
+            return _construct(cls, arguments, path)
+        if epoch_length is None or not arguments.get("by_epoch", True):
+            raise ValueError(
+                f"{path}: convert_to_iter_based needs by_epoch=True and a known epoch length, "
+                f"got by_epoch={arguments.get('by_epoch', True)} and epoch_length={epoch_length}"
+            )
+        check_arguments(cls, arguments, path)
+        return cls.build_iter_from_epoch(epoch_length=epoch_length, **arguments)
+
+    return _build(cfg, registry, default_args or {}, construct)
+
+
+@contextmanager
+def _scoped(registry: Registry, scope: str | None) -> Iterator[Registry]:
+    """The registry in which names are looked up: that of ``scope``, or of a project that builds on detkit."""
+    foreign = scope is not None and scope not in SCOPES
+    with registry.switch_scope_and_registry(scope) if foreign else nullcontext(registry) as scoped:
+        current = DefaultScope.get_current_instance()
+        if not foreign and current is not None:
+            child = registry._search_child(current.scope_name)
+            yield registry if child is None else child
+        else:
+            yield scoped
+
+
+def _of_sibling(scope: str, bare: str, registry: Registry) -> Callable[..., Any] | None:
+    """A class that another project registered under its scope, such as ``mmpretrain.ConvNeXt``."""
+    root = registry._get_root_registry()
+    if root._search_child(scope) is None:
+        try:
+            importlib.import_module(f"{scope}.registry")
+        except ModuleNotFoundError:  # the dots were a module path
+            return None
+    sibling = root._search_child(scope)
+    return None if sibling is None else find(bare, sibling)
+
+
+def _import_class(path: str) -> Callable[..., Any] | None:
+    """The class at an importable path, where a config may build it."""
+    module, _, name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError:
+        return None
+    registered = any(cls is known for registry in REGISTRIES.values() for known in _known(registry))
+    derived = inspect.isclass(cls) and any(f"{b.__module__}.{b.__qualname__}" in _BUILDABLE for b in cls.__mro__)
+    return cls if registered or derived else None
+
+
+def _known(registry: Registry) -> list[Any]:
+    parent = registry.parent
+    return [*registry.module_dict.values(), *(parent.module_dict.values() if parent else ())]
+
+
 def _path_of(cfg: Mapping[str, Any]) -> str:
-    """Path of ``cfg`` below the module being built: found by identity, else by equality, else its type's name."""
+    """Path of ``cfg`` below the module being built.
+
+    A constructor may pass on a part of its config as it stands, as a copy, or as a copy with additions; what is
+    neither is still known by its type, if only one part has that.
+    """
     frames = _frames.get()
     if not frames:
         return ""
     parent = frames[-1]
     if parent.cfg is cfg:
         return parent.path
+    kind = cfg.get("type")
+    parts = [(path, part) for path, part in _parts(parent.cfg) if part.get("type") == kind]
     tests: tuple[Callable[[Mapping[str, Any]], bool], ...] = (
         lambda part: part is cfg,
         lambda part: part == cfg,
-        lambda part: bool(part) and all(key in cfg and cfg[key] == value for key, value in part.items()),
+        lambda part: all(key in cfg and cfg[key] == value for key, value in part.items()),
+        lambda part: len(parts) == 1,
     )
     for test in tests:
-        for relative, part in _parts(parent.cfg):
-            if "type" in part and test(part):
+        for relative, part in parts:
+            if test(part):
                 return f"{parent.path}.{relative}" if parent.path else relative
-    kind = cfg.get("type")
     name = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
-    return f"{parent.path}.<{name}>"
+    return f"{parent.path}.<{name}>".lstrip(".")
 
 
 def _parts(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every dict inside ``cfg`` with its dotted path."""
+    """Every dict with a ``type`` inside ``cfg``, with its dotted path."""
     items = cfg.items() if isinstance(cfg, Mapping) else enumerate(cfg) if isinstance(cfg, (list, tuple)) else ()
     for key, value in items:
         path = f"{prefix}{key}"
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and "type" in value:
             yield path, value
         yield from _parts(value, f"{path}.")
-
-
-def _signature(cls: Callable[..., Any]) -> tuple[set[str], list[str], bool]:
-    """Accepted argument names, those without a default, and whether any other name is accepted."""
-    if not inspect.isclass(cls):
-        return _parameters(cls)
-    accepted: set[str] = set()
-    needed: list[str] = []
-    for level in cls.__mro__:
-        if "__init__" not in vars(level) or level is object:
-            continue
-        names, required, is_open = _parameters(level.__init__, skip_self=True)
-        needed += [name for name in required if name not in accepted]
-        accepted |= names
-        if not is_open:
-            return accepted, needed, False
-    has_constructor = cls.__init__ is not object.__init__
-    return accepted, needed, has_constructor
-
-
-def _parameters(function: Callable[..., Any], skip_self: bool = False) -> tuple[set[str], list[str], bool]:
-    try:
-        parameters = list(inspect.signature(function).parameters.values())[1 if skip_self else 0 :]
-    except ValueError:  # built-in types publish no signature
-        return set(), [], True
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    is_open = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return {p.name for p in named}, [p.name for p in named if p.default is p.empty], is_open
-
-
-def _source(cls: Callable[..., Any]) -> str:
-    """File and line of the signature."""
-    function = cls.__init__ if inspect.isclass(cls) else cls
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    name = getattr(cls, "__name__", str(cls))
-    return f"{name} at {code.co_filename}:{code.co_firstlineno}" if code else name
 
 
 def _label(registry: Registry) -> str:
@@ -281,17 +320,35 @@ def _label(registry: Registry) -> str:
 
 def _holds(registry: Registry, name: str) -> bool:
     registry.import_from_location()
-    return name in registry.module_dict
-
-
-def _quoted(names: Collection[str]) -> str:
-    return " or ".join(repr(name) for name in names) or "nothing"
+    return any(name in level.module_dict for level in (registry, registry.parent) if level is not None)
 
 
 def _child(name: str, location: str | tuple[str, ...], build_func: Callable[..., Any] = build) -> Registry:
+    """Our registry below mmengine's of that name; mmengine's own builds become as strict under our scope.
+
+    mmengine's runner builds through its root registries. Theirs stay as they are for everybody else.
+    """
     parent = getattr(mmengine_registry, name)
     locations = [location] if isinstance(location, str) else list(location)
-    return Registry(parent.name, build_func=build_func, parent=parent, scope="detkit", locations=locations)
+    child = Registry(parent.name, build_func=build_func, parent=parent, scope="detkit", locations=locations)
+    loose = parent.build_func
+
+    def build_as_scoped(cfg: Any, *args: Any, registry: Registry, **kwargs: Any) -> Any:
+        if registry is parent and _is_ours(cfg):
+            return build_func(cfg, *args, registry=child, **kwargs)
+        return loose(cfg, *args, registry=registry, **kwargs)
+
+    parent.build_func = build_as_scoped
+    return child
+
+
+def _is_ours(cfg: Any) -> bool:
+    """Whether a build from a root registry belongs to detkit: by the scope in force, or from within our builds."""
+    scope = cfg.get("_scope_") if isinstance(cfg, Mapping) else None
+    current = DefaultScope.get_current_instance()
+    if scope is None and current is not None and current.scope_name != "mmengine":
+        scope = current.scope_name
+    return scope in SCOPES if scope is not None else bool(_frames.get())
 
 
 # Detectors, backbones, necks, heads, losses, data preprocessors, layers.
@@ -310,14 +367,16 @@ EVALUATOR = _child("EVALUATOR", "detkit.evaluation")
 # The parts of a run.
 HOOKS = _child("HOOKS", "detkit.engine")
 LOOPS = _child("LOOPS", "detkit.engine")
-OPTIMIZERS = _child("OPTIMIZERS", "detkit.engine", mmengine_registry.OPTIMIZERS.build_func)
+OPTIMIZERS = _child("OPTIMIZERS", "detkit.engine")
 OPTIM_WRAPPERS = _child("OPTIM_WRAPPERS", "detkit.engine")
 OPTIM_WRAPPER_CONSTRUCTORS = _child("OPTIM_WRAPPER_CONSTRUCTORS", "detkit.engine")
-PARAM_SCHEDULERS = _child("PARAM_SCHEDULERS", "detkit.engine", mmengine_registry.PARAM_SCHEDULERS.build_func)
+PARAM_SCHEDULERS = _child("PARAM_SCHEDULERS", "detkit.engine", _build_scheduler)
 MODEL_WRAPPERS = _child("MODEL_WRAPPERS", "detkit.engine")
-WEIGHT_INITIALIZERS = _child("WEIGHT_INITIALIZERS", "detkit.models", mmengine_registry.WEIGHT_INITIALIZERS.build_func)
+WEIGHT_INITIALIZERS = _child("WEIGHT_INITIALIZERS", "detkit.models")
 RUNNERS = _child("RUNNERS", "detkit.engine", mmengine_registry.RUNNERS.build_func)
 LOG_PROCESSORS = _child("LOG_PROCESSORS", "detkit.engine")
+# Collate functions and functions that prepare a worker.
+FUNCTIONS = _child("FUNCTIONS", "detkit.datasets")
 # Pictures and where they go.
 VISUALIZERS = _child("VISUALIZERS", "detkit.visualization")
 VISBACKENDS = _child("VISBACKENDS", "detkit.visualization")
