@@ -36,7 +36,7 @@ class AspectRatioBatchSampler(BatchSampler):
         super().__init__(sampler, batch_size, drop_last)
         # mmengine's samplers name their dataset ``dataset``, torch's ``data_source``.
         dataset = getattr(sampler, "dataset" if hasattr(sampler, "dataset") else "data_source")
-        self.is_wide = is_wide(dataset)
+        self.is_wide: list[bool] = is_wide(dataset).tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
         groups: tuple[list[int], list[int]] = ([], [])
