@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -125,7 +126,7 @@ class CocoDataset(BaseDetDataset):
         labels = {category_id: label for label, category_id in enumerate(self.label_map.category_ids)}
         faults: list[str] = []
         seen: set = set()
-        ignored, tiny, used = 0, 0, 0
+        ignored, tiny, largest = 0, 0, 0.0
         for index, annotation in enumerate(annotations):
             fault = _reference_fault(annotation, seen, records, known)
             if fault is not None:
@@ -142,8 +143,8 @@ class CocoDataset(BaseDetDataset):
             if fault is not None:
                 faults.append(f"annotation {annotation['id']} (image {annotation['image_id']}): {fault}")
                 continue
-            used += 1
             x, y, width, height = annotation["bbox"]
+            largest = max(largest, x + width, y + height)
             if width < 1 or height < 1:
                 tiny += 1
                 continue
@@ -156,24 +157,24 @@ class CocoDataset(BaseDetDataset):
             if annotation.get("segmentation"):
                 instance["mask"] = annotation["segmentation"]
             record["instances"].append(instance)
-        self._tell(faults, ignored, tiny, used)
+        self._tell(faults, ignored, tiny, largest)
 
-    def _tell(self, faults: Sequence[str], ignored: int, tiny: int, used: int) -> None:
-        """Raise or log what was left out, and why."""
+    def _tell(self, faults: Sequence[str], ignored: int, tiny: int, largest: float) -> None:
+        """Raise or log what was left out, and why; ``largest`` is the largest coordinate of all boxes."""
         if faults:
             more = f"; and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
-            summary = f"{self.ann_file}: {len(faults)} bad annotations: {'; '.join(faults[:_TOLD])}{more}"
+            summary = f"{self.ann_file}: {_plural(len(faults), 'bad annotation')}: {'; '.join(faults[:_TOLD])}{more}"
             if self.bad_annotations == "raise":
                 raise ValueError(f"{summary}. Correct the file, or leave them out with bad_annotations='drop'")
-            print_log(f"{summary}; dropped", logger="current", level=30)
-        if tiny and tiny == used:
+            print_log(f"{summary}; dropped", logger="current", level=logging.WARNING)
+        if 0 < largest <= 1:
             raise ValueError(
-                f"{self.ann_file}: all {tiny} boxes are smaller than a pixel; COCO boxes are "
+                f"{self.ann_file}: all {tiny} boxes lie within the first pixel; COCO boxes are "
                 "[x, y, width, height] in pixels, not relative to the image size"
             )
         for count, what in ((ignored, "marked 'ignore'"), (tiny, "narrower or lower than one pixel")):
             if count:
-                print_log(f"{self.ann_file}: {count} annotations {what} left out", logger="current")
+                print_log(f"{self.ann_file}: {_plural(count, 'annotation')} {what} left out", logger="current")
 
 
 def _unique(entries: Sequence[Any], what: str, keys: Sequence[str], file: str) -> dict[Any, Mapping[str, Any]]:
@@ -229,3 +230,7 @@ def _name(entry: Any, index: int, what: str = "annotation") -> str:
     if isinstance(entry, dict) and "id" in entry:
         return f"{what} {entry['id']}"
     return f"{what} number {index}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
