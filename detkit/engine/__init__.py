@@ -1,0 +1,32 @@
+"""Running: the runner, its loops, hooks, optimizers and checkpoints."""
+
+from detkit.engine.checkpoint import load_checkpoint_file, load_weights, save_checkpoint_file
+from detkit.engine.hooks import (
+    CheckInvalidLossHook,
+    CheckpointHook,
+    DetVisualizationHook,
+    IterTimerHook,
+    LoggerHook,
+    RuntimeInfoHook,
+)
+from detkit.engine.loops import EpochBasedTrainLoop, IterBasedTrainLoop
+from detkit.engine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
+from detkit.engine.runner import Runner
+
+__all__ = [
+    "AmpOptimWrapper",
+    "CheckInvalidLossHook",
+    "CheckpointHook",
+    "DefaultOptimWrapperConstructor",
+    "DetVisualizationHook",
+    "EpochBasedTrainLoop",
+    "IterBasedTrainLoop",
+    "IterTimerHook",
+    "LoggerHook",
+    "OptimWrapper",
+    "Runner",
+    "RuntimeInfoHook",
+    "load_checkpoint_file",
+    "load_weights",
+    "save_checkpoint_file",
+]

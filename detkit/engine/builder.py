@@ -1,0 +1,227 @@
+"""Building the parts of a run from its config, each under its config path.
+
+mmengine builds them through its own registries, so that an unknown argument is found late and its place is
+not named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine import runner as mmengine_runner
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import Hook
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper, _ParamScheduler
+from mmengine.runner import BaseLoop
+from mmengine.visualization import Visualizer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from detkit.engine.dataloader import build_dataloader
+from detkit.engine.seeding import derive_seed, seed_everything
+from detkit.registry import (
+    EVALUATOR,
+    HOOKS,
+    LOOPS,
+    METRICS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    PARAM_SCHEDULERS,
+    VISUALIZERS,
+    building,
+    check_arguments,
+    check_keys,
+    unknown_type,
+)
+
+__all__ = ["PartBuilder"]
+
+_DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
+    "runtime_info": {"type": "RuntimeInfoHook"},
+    "timer": {"type": "IterTimerHook"},
+    "sampler_seed": {"type": "DistSamplerSeedHook"},
+    "logger": {"type": "LoggerHook"},
+    "param_scheduler": {"type": "ParamSchedulerHook"},
+    "checkpoint": {"type": "CheckpointHook", "interval": 1},
+}
+
+
+class PartBuilder(mmengine_runner.Runner):
+    """The half of the runner that builds; see ``Runner``.
+
+    Attributes:
+        device: Where the model runs.
+    """
+
+    device: torch.device
+    # mmengine does not annotate these: a config until it is built.
+    optim_wrapper: Any
+    param_schedulers: Any
+    _train_loop: Any
+    _val_loop: Any
+    _test_loop: Any
+    _seed: Any
+
+    def build_model(self, model: nn.Module | dict[str, Any]) -> nn.Module:
+        """Build the model, its weights drawn from the seed whatever was built before it."""
+        if isinstance(model, nn.Module):
+            return model
+        seed_everything(derive_seed(self.seed, "model"))
+        with building("model", model):
+            return MODELS.build(model)
+
+    def _init_model_weights(self) -> None:
+        seed_everything(derive_seed(self.seed, "weights"))  # building a dataset may have drawn numbers
+        super()._init_model_weights()
+
+    def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
+        """Move the model to the run's device; mmengine takes the GPU where there is one."""
+        if self.distributed:
+            return super().wrap_model(model_wrapper_cfg, model)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+            model = revert_sync_batchnorm(model)
+        return model.to(self.device)
+
+    def register_hook(self, hook: Hook | Mapping[str, Any], priority: Any = None) -> None:
+        """Add a hook; the config dict stays as it is, from which mmengine takes ``priority`` out."""
+        if isinstance(hook, Mapping):
+            options = dict(hook)
+            own = options.pop("priority", None)
+            priority = own if priority is None else priority
+            hook = HOOKS.build(options)
+        super().register_hook(hook, priority)
+
+    def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
+        """Add the default hooks, changed by ``hooks``; None as a value leaves one out."""
+        configs = {**_DEFAULT_HOOKS, **(hooks or {})}
+        for name, hook in configs.items():
+            if hook is not None:
+                self._register_at(f"default_hooks.{name}", hook)
+
+    def register_custom_hooks(self, hooks: Sequence[Any]) -> None:
+        """Add the config's ``custom_hooks``."""
+        for index, hook in enumerate(hooks):
+            self._register_at(f"custom_hooks.{index}", hook)
+
+    def _register_at(self, path: str, hook: Any) -> None:
+        if not isinstance(hook, Mapping):
+            return self.register_hook(hook)
+        options = {key: value for key, value in hook.items() if key != "priority"}
+        with building(path, options):
+            return self.register_hook(HOOKS.build(options), hook.get("priority"))
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | Mapping[str, Any], seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
+        """Build a loader; with mmengine's, augmentations repeat at each epoch (see ``engine/seeding.py``)."""
+        return build_dataloader(dataloader, seed or 0)
+
+    def _loader(self, name: str) -> DataLoader:
+        cfg: Any = getattr(self, f"_{name}")
+        if isinstance(cfg, Mapping):
+            with building(name, cfg):
+                cfg = self.build_dataloader(cfg, self.seed)
+            setattr(self, f"_{name}", cfg)
+        return cfg
+
+    def build_evaluator(self, evaluator: Evaluator | dict[str, Any] | list[Any]) -> Evaluator:
+        """An evaluator of one metric, of several, or of a type of its own."""
+        if isinstance(evaluator, Evaluator):
+            return evaluator
+        if isinstance(evaluator, Mapping) and "metrics" in evaluator:
+            return EVALUATOR.build({"type": "Evaluator", **evaluator})
+        metrics = [evaluator] if isinstance(evaluator, Mapping) else evaluator
+        return Evaluator([METRICS.build(metric) if isinstance(metric, Mapping) else metric for metric in metrics])
+
+    def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
+        """Build the training loop and its data."""
+        if isinstance(loop, BaseLoop):
+            return loop
+        options = dict(loop)
+        if "type" not in options:
+            options["type"] = "EpochBasedTrainLoop" if options.pop("by_epoch", True) else "IterBasedTrainLoop"
+        return self._build_loop("train", options, {})
+
+    def build_val_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
+        """Build the validation loop, its data and its evaluator."""
+        if isinstance(loop, BaseLoop):
+            return loop
+        return self._build_loop("val", {"type": "ValLoop", **loop}, {"evaluator": self._evaluator("val")})
+
+    def build_test_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
+        """Build the test loop, its data and its evaluator."""
+        if isinstance(loop, BaseLoop):
+            return loop
+        return self._build_loop("test", {"type": "TestLoop", **loop}, {"evaluator": self._evaluator("test")})
+
+    def _build_loop(self, kind: str, options: dict[str, Any], parts: dict[str, Any]) -> BaseLoop:
+        loader = self._loader(f"{kind}_dataloader")
+        with building(f"{kind}_cfg", options):
+            return LOOPS.build(options, default_args={"runner": self, "dataloader": loader, **parts})
+
+    def _evaluator(self, kind: str) -> Evaluator:
+        cfg = getattr(self, f"_{kind}_evaluator")
+        with building(f"{kind}_evaluator", cfg):
+            return self.build_evaluator(cfg)
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> OptimWrapper:
+        """Build optimizer and wrapper."""
+        if not isinstance(optim_wrapper, Mapping) or not (
+            "constructor" in optim_wrapper or isinstance(optim_wrapper.get("optimizer"), Mapping)
+        ):  # built already, or several of them
+            return super().build_optim_wrapper(optim_wrapper)
+        options = dict(optim_wrapper)
+        kind = options.pop("constructor", None) or "DefaultOptimWrapperConstructor"
+        rules = options.pop("paramwise_cfg", None)
+        with building("optim_wrapper", optim_wrapper):
+            constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
+                {"type": kind, "optim_wrapper_cfg": options, "paramwise_cfg": rules}
+            )
+            return constructor(self.model)
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: Mapping[str, Any] | None = None) -> None:
+        """Scale learning rates by batch size; mmengine forgets that accumulated iterations make a larger batch."""
+        check_keys(auto_scale_lr, {"enable", "base_batch_size"}, "auto_scale_lr")
+        if not auto_scale_lr or not auto_scale_lr.get("enable", False):
+            return
+        if "base_batch_size" not in auto_scale_lr:
+            raise KeyError("auto_scale_lr.base_batch_size is missing: the batch size that the learning rate is for")
+        per_step = getattr(optim_wrapper, "_accumulative_counts", 1) * self.world_size
+        batch_size = self.train_dataloader.batch_sampler.batch_size * per_step
+        factor = batch_size / auto_scale_lr["base_batch_size"]
+        for group in optim_wrapper.optimizer.param_groups:
+            group["lr"] *= factor
+        self.logger.info("learning rate scaled by %.4g: batch of %d images", factor, batch_size)
+
+    def _build_param_scheduler(self, scheduler: Any, optim_wrapper: OptimWrapper) -> list[_ParamScheduler]:
+        configs = scheduler if isinstance(scheduler, (list, tuple)) else [scheduler]
+        built: list[_ParamScheduler] = []
+        for index, cfg in enumerate(configs):
+            if isinstance(cfg, Mapping):
+                _check_scheduler(f"param_scheduler.{index}", cfg)
+            built += super()._build_param_scheduler(cfg, optim_wrapper)
+        return built
+
+    def build_visualizer(self, visualizer: Visualizer | dict[str, Any] | None = None) -> Visualizer:
+        """Under the run's name: by the config's, a second run in a process would get the first one's."""
+        if isinstance(visualizer, Visualizer):
+            return visualizer
+        cfg = {"type": "DetLocalVisualizer", "save_dir": self._log_dir, **(visualizer or {})}
+        cfg["name"] = self._experiment_name
+        with building("visualizer", cfg):
+            return VISUALIZERS.build(cfg)
+
+
+def _check_scheduler(path: str, cfg: Mapping[str, Any]) -> None:
+    kind = cfg.get("type")
+    cls = PARAM_SCHEDULERS.get(kind) if isinstance(kind, str) else kind
+    if cls is None:
+        raise unknown_type(str(kind), PARAM_SCHEDULERS, path)
+    given = set(cfg) - {"type", "_scope_", "convert_to_iter_based"} | {"optimizer"}
+    check_arguments(cls, given, path)

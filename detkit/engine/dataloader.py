@@ -1,0 +1,94 @@
+"""Data loaders from config dicts, seeded by place in the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from mmengine.registry import FUNCTIONS
+from torch.utils.data import BatchSampler, DataLoader
+
+from detkit.engine.seeding import SeededBatches, SeededDataset, derive_seed
+from detkit.registry import DATA_SAMPLERS, DATASETS, check_keys, nearest, where
+
+__all__ = ["DATALOADER_KEYS", "build_dataloader"]
+
+DATALOADER_KEYS = frozenset(
+    {"dataset", "sampler", "batch_sampler", "batch_size", "drop_last", "num_workers", "persistent_workers"}
+    | {"collate_fn", "worker_init_fn", "pin_memory", "pin_memory_device", "prefetch_factor", "timeout"}
+    | {"multiprocessing_context"}
+)
+
+
+def build_dataloader(cfg: DataLoader | Mapping[str, Any], seed: int) -> DataLoader:
+    """Build a loader whose samples depend on (seed, epoch, position, index), not on its workers.
+
+    Args:
+        cfg: ``dataset``, ``sampler`` and ``batch_size``, with ``batch_sampler``, ``collate_fn`` and torch's own
+            arguments where wanted; or a loader, which is returned as it is.
+        seed: Of the run.
+
+    Raises:
+        KeyError: A key that nothing reads, or a missing one.
+        ValueError: The loader would give no batch.
+    """
+    if isinstance(cfg, DataLoader):
+        return cfg
+    check_keys(cfg, DATALOADER_KEYS, "")
+    options = {key: value for key, value in cfg.items() if key not in ("dataset", "sampler", "batch_sampler")}
+    dataset = cfg["dataset"]
+    if isinstance(dataset, Mapping):
+        dataset = DATASETS.build(dataset)
+        if hasattr(dataset, "full_init"):
+            dataset.full_init()
+    batches = _batches(cfg, dataset, seed, options.pop("batch_size", 1), options.pop("drop_last", False))
+    options["collate_fn"] = _function(options.get("collate_fn", {"type": "pseudo_collate"}), "collate_fn")
+    if "worker_init_fn" in options:
+        options["worker_init_fn"] = _function(options["worker_init_fn"], "worker_init_fn")
+    if not options.get("num_workers"):
+        # torch refuses these without workers; setting num_workers=0 alone, to debug a pipeline, must do.
+        options.pop("persistent_workers", None)
+        options.pop("prefetch_factor", None)
+    # The loader draws a seed for its workers; its own generator keeps that out of the model's random numbers.
+    generator = torch.Generator()
+    generator.manual_seed(derive_seed(seed, "loader"))
+    loader = DataLoader(
+        SeededDataset(dataset, seed), batch_sampler=SeededBatches(batches), generator=generator, **options
+    )
+    if len(loader) == 0:
+        raise ValueError(
+            f"{where() or 'dataloader'}: {len(dataset)} samples give no batch of {batches.batch_size} "
+            f"(drop_last={batches.drop_last}); check the annotation file, filter_cfg and batch_size"
+        )
+    return loader
+
+
+def _batches(cfg: Mapping[str, Any], dataset: Any, seed: int, batch_size: int, drop_last: bool) -> Any:
+    sampler, batches = cfg.get("sampler"), cfg.get("batch_sampler")
+    if sampler is None and not (batches is None or isinstance(batches, Mapping)):
+        return batches
+    if sampler is None:
+        raise KeyError(
+            f"{where() or 'dataloader'}: 'sampler' is missing, e.g. dict(type='DefaultSampler', shuffle=True)"
+        )
+    if isinstance(sampler, Mapping):
+        sampler = DATA_SAMPLERS.build(sampler, default_args={"dataset": dataset, "seed": seed})
+    if batches is None:
+        return BatchSampler(sampler, batch_size, drop_last)
+    if isinstance(batches, Mapping):
+        return DATA_SAMPLERS.build(batches, default_args={"sampler": sampler, "batch_size": batch_size})
+    return batches
+
+
+def _function(cfg: Callable[..., Any] | Mapping[str, Any], name: str) -> Callable[..., Any]:
+    if not isinstance(cfg, Mapping):
+        return cfg
+    options = dict(cfg)
+    kind = options.pop("type")
+    function = FUNCTIONS.get(kind) if isinstance(kind, str) else kind
+    if function is None:
+        names = nearest(kind, FUNCTIONS.module_dict)
+        raise KeyError(f"{where()}.{name}.type: no function {kind!r} is registered; did you mean {names}?")
+    return partial(function, **options) if options else function

@@ -1,0 +1,265 @@
+"""The runner: mmengine's, with what is broken in it mended. Each override names the fault it mends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from mmengine.logging import MMLogger
+from mmengine.model import is_model_wrapper
+from mmengine.runner import BaseLoop
+from mmengine.runner.checkpoint import CheckpointLoader
+from rich.console import Console
+from torch import nn
+
+from detkit.config import dump
+from detkit.engine.builder import PartBuilder
+from detkit.engine.checkpoint import (
+    load_checkpoint_file,
+    load_weights,
+    resume_candidates,
+    save_checkpoint_file,
+    write_text,
+)
+from detkit.engine.console import use_console
+from detkit.engine.environment import describe_environment, require_writable, select_device
+from detkit.engine.labels import check_heads, check_metric, check_same_classes, label_map
+from detkit.engine.state import capture, check_resumable, restore
+from detkit.registry import RUNNERS
+
+__all__ = ["Runner"]
+
+_runs = count()
+
+
+@RUNNERS.register_module()
+class Runner(PartBuilder):
+    """Trains, validates and tests what a config describes.
+
+    Args:
+        model: A model or its config.
+        work_dir: Folder of everything the run writes.
+        device: ``'cpu'``, ``'cuda'``, ``'cuda:1'``; None takes the config's ``device``, else CUDA where there is one.
+        resume: True goes on from the newest intact checkpoint in ``work_dir``, or starts (from ``load_from``, if
+            set) where there is none; a path goes on from that file.
+        kwargs: As mmengine's runner takes them; ``default_scope`` defaults to ``'detkit'`` and
+            ``randomness`` to ``dict(seed=0)``.
+
+    Raises:
+        ValueError: A device that does not exist.
+        OSError: ``work_dir`` cannot be written.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | dict[str, Any],
+        work_dir: str,
+        *,
+        device: str | None = None,
+        resume: bool | str = False,
+        **kwargs: Any,
+    ) -> None:
+        # What cannot work is refused before anything is built.
+        self.device = select_device(device or (kwargs.get("cfg") or {}).get("device"))
+        work_dir = str(require_writable(work_dir))
+        if kwargs.get("default_scope") in (None, "mmengine", "mmdet"):
+            # MMDetection's configs say 'mmdet'; their names are detkit's.
+            kwargs["default_scope"] = "detkit"
+        randomness = kwargs.get("randomness") or {}
+        # mmengine fails without a seed, and its own default differs at each run.
+        kwargs["randomness"] = {"seed": 0, **randomness}
+        self.console = Console(stderr=True)
+        self._checkpoint_to_resume: tuple[dict[str, Any], str] | None = None
+        super().__init__(model, work_dir, resume=resume, **kwargs)
+
+    @classmethod
+    def from_cfg(cls, cfg: Any) -> Runner:
+        """Build a runner from a config; see ``detkit.config.load``."""
+        cfg = cfg.copy()
+        # mmengine hands on its own defaults for absent keys.
+        cfg.setdefault("default_scope", "detkit")
+        cfg.setdefault("randomness", {"seed": 0})
+        return super().from_cfg(cfg)
+
+    @cached_property
+    def config_text(self) -> str:
+        """The effective config as Python; mmengine formats it anew at each save, for seconds."""
+        return dump(self.cfg)
+
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        """Set up processes and the time stamp."""
+        super().setup_env(env_cfg)
+        # mmengine's time stamp has seconds: two runs of one process in the same second would share logger,
+        # message hub and visualizer.
+        number = next(_runs)
+        if number:
+            self._timestamp += f"_{number}"
+
+    def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
+        """A log file, and plain lines on the console; mmengine's stream handler would tear the progress display."""
+        logger = super().build_logger(log_level, log_file, **kwargs)
+        use_console(logger, self.console)
+        return logger
+
+    def _log_env(self, env_cfg: dict[str, Any]) -> None:
+        # mmengine starts git, gcc and nvcc to describe the machine: seconds before the first step.
+        facts = ", ".join(f"{name} {value}" for name, value in describe_environment(self.device).items())
+        self.logger.info("%s, seed %s", facts, self.seed)
+        self.logger.info("work directory %s", self.work_dir)
+        self.logger.info("config:\n%s", self.config_text, extra={"console": False})
+
+    def dump_config(self) -> None:
+        """Write the effective config to ``work_dir/config.py``."""
+        write_text(Path(self.work_dir, "config.py"), self.config_text)
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Call all hooks; mmengine turns a TypeError inside one into another without its traceback."""
+        for hook in self._hooks:
+            method = getattr(hook, fn_name, None)
+            if method is not None:
+                method(self, **kwargs)
+
+    def train(self) -> nn.Module:
+        """Train, after everything that can be checked beforehand was checked."""
+        if self._train_loop is None:
+            raise ValueError("train_dataloader, train_cfg and optim_wrapper must be set to train")
+        self._find_checkpoint_to_resume()
+        self._train_loop = self.build_train_loop(self._train_loop)
+        dataset = self.train_dataloader.dataset
+        check_heads(_inner(self.model), dataset, "train_dataloader.dataset")
+        if self._val_loop is not None:
+            self._val_loop = self.build_val_loop(self._val_loop)
+            self._check_evaluation("val", self._val_loop)
+            pair = [(label_map(one) or {}).get("classes") for one in (dataset, self.val_dataloader.dataset)]
+            check_same_classes(pair[0], "train_dataloader.dataset", pair[1], "val_dataloader.dataset")
+        return self._closing(super().train)
+
+    def val(self) -> dict[str, Any]:
+        """Validate once."""
+        if self._val_loop is None:
+            raise ValueError("val_dataloader, val_cfg and val_evaluator must be set to validate")
+        self._val_loop = self.build_val_loop(self._val_loop)
+        self._check_evaluation("val", self._val_loop)
+        return self._closing(super().val)
+
+    def test(self) -> dict[str, Any]:
+        """Test once."""
+        if self._test_loop is None:
+            raise ValueError("test_dataloader, test_cfg and test_evaluator must be set to test")
+        self._test_loop = self.build_test_loop(self._test_loop)
+        self._check_evaluation("test", self._test_loop)
+        return self._closing(super().test)
+
+    def _check_evaluation(self, kind: str, loop: Any) -> None:
+        dataset = loop.dataloader.dataset
+        check_heads(_inner(self.model), dataset, f"{kind}_dataloader.dataset")
+        for metric in loop.evaluator.metrics:
+            check_metric(metric, dataset, f"{kind}_evaluator")
+
+    def _closing(self, run: Callable[[], Any]) -> Any:
+        """Run, and let hooks release what they hold also after an error; mmengine leaves files open then."""
+        try:
+            return run()
+        finally:
+            self.call_hook("close")
+
+    def _find_checkpoint_to_resume(self) -> None:
+        if not self._resume:
+            return
+        if not isinstance(self._resume, bool):
+            checkpoint = load_checkpoint_file(self._resume)
+            check_resumable(checkpoint, str(self._resume))
+            self._checkpoint_to_resume = (checkpoint, str(self._resume))
+        else:
+            self._checkpoint_to_resume = self._newest_intact()
+        if self._checkpoint_to_resume is None:
+            start = f"the weights of {self._load_from}" if self._load_from else "scratch"
+            self.logger.warning("no checkpoint to resume from in %s: starting from %s", self.work_dir, start)
+            return
+        seed = self._checkpoint_to_resume[0]["meta"]["seed"]
+        if seed != self._seed:
+            self.logger.warning("the run was started with seed %s, and goes on with it, not with %s", seed, self._seed)
+            self._seed = seed
+
+    def _newest_intact(self) -> tuple[dict[str, Any], str] | None:
+        for path in resume_candidates(self.work_dir):
+            try:
+                checkpoint = load_checkpoint_file(path)
+                check_resumable(checkpoint, str(path))
+            except ValueError as error:
+                self.logger.warning("%s; trying the one before it", error)
+            else:
+                return checkpoint, str(path)
+        return None
+
+    def load_or_resume(self) -> None:
+        """Go on from the checkpoint found, or load ``load_from``: all of it for an evaluation by itself."""
+        if self._has_loaded:
+            return
+        training = isinstance(self._train_loop, BaseLoop)
+        if training and self._checkpoint_to_resume is not None:
+            self.resume(self._checkpoint_to_resume[1])
+        elif self._load_from is not None:
+            checkpoint = self.load_checkpoint(self._load_from, strict=not training)
+            if not training:
+                self._check_labels_of(checkpoint)
+
+    def resume(self, filename: str, *_: Any, **__: Any) -> None:
+        """Restore everything; mmengine's cannot open its own files on torch 2.6 and later, resumes schedules by
+        position whatever they are, and restores no random numbers.
+        """
+        if self._checkpoint_to_resume is None or self._checkpoint_to_resume[1] != filename:
+            checkpoint = load_checkpoint_file(filename)
+            check_resumable(checkpoint, filename)
+            self._checkpoint_to_resume = (checkpoint, filename)
+        self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+        if self.param_schedulers is not None:
+            self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
+        restore(self, *self._checkpoint_to_resume)
+        self._checkpoint_to_resume = None  # free the memory
+        self._has_loaded = True
+        self.logger.info("resumed from %s: epoch %d, iteration %d", filename, self.epoch, self.iter)
+
+    def load_checkpoint(
+        self, filename: str, map_location: Any = "cpu", strict: bool = False, revise_keys: Any = None
+    ) -> dict[str, Any]:
+        """Load weights from a file or URL, and say what did not fit."""
+        checkpoint = CheckpointLoader.load_checkpoint(filename, map_location)
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        report = load_weights(_inner(self.model), checkpoint, strict=strict)
+        self._has_loaded = True
+        level = self.logger.info if report.complete else self.logger.warning
+        level("%s: %s", filename, report)
+        return checkpoint
+
+    def _check_labels_of(self, checkpoint: Mapping[str, Any]) -> None:
+        known = (checkpoint.get("meta") or {}).get("label_map")
+        kind, loop = ("test", self._test_loop) if isinstance(self._test_loop, BaseLoop) else ("val", self._val_loop)
+        if known and isinstance(loop, BaseLoop):
+            own = (label_map(loop.dataloader.dataset) or {}).get("classes")
+            check_same_classes(known["classes"], str(self._load_from), own, f"{kind}_dataloader.dataset")
+
+    def save_checkpoint(
+        self,
+        out_dir: str | os.PathLike[str],
+        filename: str,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: Mapping[str, Any] | None = None,
+        by_epoch: bool = True,
+    ) -> None:
+        """Write a checkpoint; mmengine's write loses the old file and the new one when killed."""
+        if self.rank != 0:
+            return
+        done = {"epoch": self.epoch + by_epoch, "iter": self.iter + (not by_epoch), **(meta or {})}
+        checkpoint = capture(self, done, save_optimizer, save_param_scheduler)
+        self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        save_checkpoint_file(checkpoint, Path(out_dir, filename))
+
+
+def _inner(model: Any) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model

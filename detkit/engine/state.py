@@ -1,0 +1,158 @@
+"""What a checkpoint says about a run, and how a run takes it up again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.runner import EpochBasedTrainLoop
+
+import detkit
+from detkit.engine.checkpoint import load_weights
+from detkit.engine.labels import check_same_classes, label_map
+from detkit.engine.seeding import rng_state, set_rng_state
+
+__all__ = ["capture", "check_resumable", "restore"]
+
+# What a scheduler has done so far; all else is what it was configured to do.
+_PROGRESS = ("last_step", "_global_step", "_last_value", "base_values")
+_FORMAT = 1
+
+
+def capture(runner: Any, meta: Mapping[str, Any], optimizer: bool, schedulers: bool) -> dict[str, Any]:
+    """Everything that must be saved of a run.
+
+    Args:
+        runner: The run.
+        meta: ``epoch`` and ``iter`` done, and whatever else the caller wants to be found there.
+        optimizer: Whether to save what resuming needs of the optimizer.
+        schedulers: The same for schedulers.
+
+    Returns:
+        ``meta``, ``state_dict``, ``message_hub``, ``rng`` and, if wanted, ``optimizer``, ``param_schedulers``.
+    """
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    dataset = runner.train_dataloader.dataset
+    hub = runner.message_hub
+    checkpoint: dict[str, Any] = {
+        "meta": {
+            **meta,
+            "format": _FORMAT,
+            "cfg": runner.config_text,
+            "seed": runner.seed,
+            "experiment_name": runner.experiment_name,
+            "label_map": label_map(dataset),
+            "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "detkit_version": detkit.__version__,
+            "torch_version": str(torch.__version__),
+        },
+        "state_dict": model.state_dict(),
+        "message_hub": {key: value for key, value in hub.runtime_info.items() if hub._resumed_keys.get(key)},
+        "rng": rng_state(),
+    }
+    if optimizer:
+        checkpoint["optimizer"] = runner.optim_wrapper.state_dict()
+    if schedulers and runner.param_schedulers is not None:
+        checkpoint["param_schedulers"] = _map_schedulers(runner.param_schedulers, _scheduler_state)
+    return checkpoint
+
+
+def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
+    """Take a run up where ``checkpoint`` left it; model, optimizer and schedulers are built already.
+
+    Args:
+        runner: The run.
+        checkpoint: As :func:`capture` made it.
+        path: The file, for messages.
+
+    Raises:
+        ValueError: The checkpoint cannot be resumed from, or belongs to another model, dataset or schedule.
+    """
+    meta = checkpoint["meta"]
+    dataset = runner.train_dataloader.dataset
+    if meta.get("label_map"):
+        own = (label_map(dataset) or {}).get("classes")
+        check_same_classes(meta["label_map"]["classes"], path, own, "train_dataloader.dataset")
+    _check_position(runner, meta, path)
+    runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    load_weights(model, checkpoint, strict=True)
+    try:
+        runner.optim_wrapper.load_state_dict(checkpoint["optimizer"])
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path}: its optimizer state does not fit optim_wrapper: {error}") from error
+    _restore_schedulers(runner, checkpoint.get("param_schedulers"), path)
+    for key, value in checkpoint["message_hub"].items():
+        runner.message_hub.update_info(key, value)
+    runner.train_loop._epoch, runner.train_loop._iter = meta["epoch"], meta["iter"]
+    set_rng_state(checkpoint["rng"])
+
+
+def check_resumable(checkpoint: Mapping[str, Any], path: str) -> None:
+    """Refuse a checkpoint that holds weights only.
+
+    Raises:
+        ValueError: With what is missing.
+    """
+    missing = [key for key in ("meta", "state_dict", "optimizer", "message_hub", "rng") if key not in checkpoint]
+    if missing:
+        raise ValueError(
+            f"{path}: a run cannot be resumed from this file, as it lacks {', '.join(missing)}; start a new run "
+            f"from its weights with --cfg-options load_from={path}"
+        )
+
+
+def _check_position(runner: Any, meta: Mapping[str, Any], path: str) -> None:
+    loop = runner.train_loop
+    length = len(runner.train_dataloader)
+    if isinstance(loop, EpochBasedTrainLoop) and meta["iter"] != meta["epoch"] * length:
+        raise ValueError(
+            f"{path}: was saved after {meta['iter']} iterations and {meta['epoch']} epochs, but {meta['epoch']} "
+            f"epochs have {meta['epoch'] * length} iterations now; a run is resumed at the end of an epoch, with "
+            "the dataset and batch size it was started with"
+        )
+
+
+def _restore_schedulers(runner: Any, saved: Any, path: str) -> None:
+    if runner.param_schedulers is None and not saved:
+        return
+    now, before = _flat(runner.param_schedulers), _flat(saved)
+    names = [type(scheduler).__name__ for scheduler in now]
+    if len(now) != len(before):
+        raise ValueError(
+            f"{path}: has the state of {len(before)} param_scheduler entries, the config has {len(now)} "
+            f"({', '.join(names)}); resume with the schedule the run was started with"
+        )
+    for index, (scheduler, state) in enumerate(zip(now, before, strict=True)):
+        own = _scheduler_state(scheduler)
+        if own.keys() != state.keys():
+            raise ValueError(
+                f"{path}: param_scheduler.{index} is now a {names[index]}, whose state has other entries; resume "
+                "with the schedule the run was started with"
+            )
+        for key in own.keys() - set(_PROGRESS):
+            if own[key] != state[key]:
+                runner.logger.warning(
+                    f"param_scheduler.{index} ({names[index]}): {key} was {state[key]} before, and is {own[key]} now"
+                )
+        scheduler.load_state_dict({key: state[key] for key in own if key in _PROGRESS})
+
+
+def _scheduler_state(scheduler: Any) -> dict[str, Any]:
+    """Without the functions that some schedulers keep among their settings."""
+    return {key: value for key, value in scheduler.state_dict().items() if not callable(value)}
+
+
+def _map_schedulers(schedulers: Any, function: Any) -> Any:
+    if isinstance(schedulers, dict):
+        return {name: [function(one) for one in group] for name, group in schedulers.items()}
+    return [function(one) for one in schedulers]
+
+
+def _flat(schedulers: Any) -> list[Any]:
+    if isinstance(schedulers, dict):
+        return [one for name in sorted(schedulers) for one in schedulers[name]]
+    return list(schedulers or ())
