@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.losses.reduction import full_precision, resolve_reduction, weight_reduce_loss
+from detkit.losses.reduction import resolve_reduction, weight_reduce_loss
 from detkit.registry import MODELS
+from detkit.structures.precision import full_precision
 
 __all__ = ["CrossEntropyLoss", "binary_cross_entropy", "cross_entropy", "mask_cross_entropy"]
 
@@ -140,24 +141,23 @@ class CrossEntropyLoss(nn.Module):
         """
         reduction = resolve_reduction(reduction_override or self.reduction, "CrossEntropyLoss")
         ignored = self.ignore_index if ignore_index is None else ignore_index
-        with torch.autocast(cls_score.device.type, enabled=False):
-            (cls_score,) = full_precision(cls_score)
-            class_weight = None if self.class_weight is None else self.class_weight.to(cls_score)
-            if self.use_mask:
-                if weight is None or avg_factor is not None or reduction != "mean" or ignored is not None:
-                    raise ValueError(
-                        "CrossEntropyLoss: with use_mask, weight is the class of each mask, reduction is 'mean', "
-                        "and neither avg_factor nor ignore_index has a meaning"
-                    )
-                return self.loss_weight * mask_cross_entropy(cls_score, label, weight, class_weight)
-            function = binary_cross_entropy if self.use_sigmoid else cross_entropy
-            index = DEFAULT_IGNORE_INDEX if ignored is None else ignored
-            loss, counted = function(cls_score, label, class_weight, index)
-            if self.avg_non_ignore and avg_factor is None and reduction == "mean":
-                avg_factor = counted.sum()
-            if self.use_sigmoid:
-                weight = counted if weight is None else _per_class(weight, loss) * counted
-            return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)
+        (cls_score,) = full_precision(cls_score)
+        class_weight = None if self.class_weight is None else self.class_weight.to(cls_score)
+        if self.use_mask:
+            if weight is None or avg_factor is not None or reduction != "mean" or ignored is not None:
+                raise ValueError(
+                    "CrossEntropyLoss: with use_mask, weight is the class of each mask, reduction is 'mean', "
+                    "and neither avg_factor nor ignore_index has a meaning"
+                )
+            return self.loss_weight * mask_cross_entropy(cls_score, label, weight, class_weight)
+        function = binary_cross_entropy if self.use_sigmoid else cross_entropy
+        index = DEFAULT_IGNORE_INDEX if ignored is None else ignored
+        loss, counted = function(cls_score, label, class_weight, index)
+        if self.avg_non_ignore and avg_factor is None and reduction == "mean":
+            avg_factor = counted.sum()
+        if self.use_sigmoid:
+            weight = counted if weight is None else _per_class(weight, loss) * counted
+        return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)
 
 
 def _per_class(weight: Tensor, loss: Tensor) -> Tensor:

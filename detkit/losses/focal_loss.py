@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.losses.labels import one_hot
-from detkit.losses.reduction import full_precision, resolve_reduction, weight_reduce_loss
+from detkit.losses.reduction import resolve_reduction, weight_reduce_loss
 from detkit.registry import MODELS
+from detkit.structures.precision import full_precision
 
 __all__ = ["FocalLoss", "focal_loss_with_prob", "sigmoid_focal_loss"]
 
@@ -32,7 +32,9 @@ def sigmoid_focal_loss(pred: Tensor, target: Tensor, gamma: float = 2.0, alpha: 
 
 def focal_loss_with_prob(pred: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
     """As :func:`sigmoid_focal_loss`, of probabilities in [0, 1]."""
-    cross_entropy = F.binary_cross_entropy(pred, target, reduction="none")
+    # F.binary_cross_entropy refuses to run under autocast; this is its definition.
+    positive, negative = pred.log().clamp(min=-100), (1 - pred).log().clamp(min=-100)
+    cross_entropy = -(target * positive + (1 - target) * negative)
     return cross_entropy * _modulation(pred, target, gamma, alpha)
 
 
@@ -95,18 +97,17 @@ class FocalLoss(nn.Module):
             RuntimeError: A label outside [0, C], on the CPU.
         """
         reduction = resolve_reduction(reduction_override or self.reduction, "FocalLoss")
-        with torch.autocast(pred.device.type, enabled=False):
-            (pred,) = full_precision(pred)
-            if target.dim() != pred.dim():
-                target = one_hot(target, pred.shape[-1], "FocalLoss")
-            if target.shape != pred.shape:
-                raise ValueError(
-                    f"FocalLoss: target {tuple(target.shape)} does not fit pred {tuple(pred.shape)}; "
-                    "labels (N,) or targets (N, C) were expected"
-                )
-            function = focal_loss_with_prob if self.activated else sigmoid_focal_loss
-            loss = function(pred, target.to(pred.dtype), self.gamma, self.alpha)
-            return self.loss_weight * weight_reduce_loss(loss, _per_class(weight, loss), reduction, avg_factor)
+        (pred,) = full_precision(pred)
+        if target.dim() != pred.dim():
+            target = one_hot(target, pred.shape[-1], "FocalLoss")
+        if target.shape != pred.shape:
+            raise ValueError(
+                f"FocalLoss: target {tuple(target.shape)} does not fit pred {tuple(pred.shape)}; "
+                "labels (N,) or targets (N, C) were expected"
+            )
+        function = focal_loss_with_prob if self.activated else sigmoid_focal_loss
+        loss = function(pred, target.to(pred.dtype), self.gamma, self.alpha)
+        return self.loss_weight * weight_reduce_loss(loss, _per_class(weight, loss), reduction, avg_factor)
 
 
 def _per_class(weight: Tensor | None, loss: Tensor) -> Tensor | None:

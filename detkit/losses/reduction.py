@@ -7,7 +7,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ElementwiseLoss", "full_precision", "resolve_reduction", "weight_reduce_loss"]
+from detkit.structures.precision import full_precision
+
+__all__ = ["ElementwiseLoss", "resolve_reduction", "weight_reduce_loss"]
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -17,11 +19,6 @@ def resolve_reduction(reduction: str, name: str) -> str:
     if reduction not in REDUCTIONS:
         raise ValueError(f"{name}: reduction {reduction!r} is not one of {', '.join(map(repr, REDUCTIONS))}")
     return reduction
-
-
-def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Half-precision floats as float32; everything else unchanged."""
-    return tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
 
 
 def weight_reduce_loss(
@@ -104,7 +101,5 @@ class ElementwiseLoss(nn.Module, ABC):
             raise ValueError(f"{name}: pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape")
         if weight is not None and weight.dim() != pred.dim():
             raise ValueError(f"{name}: weight {tuple(weight.shape)} does not fit pred {tuple(pred.shape)}")
-        with torch.autocast(pred.device.type, enabled=False):
-            pred, target = full_precision(pred, target)
-            loss = self.elementwise(pred, target)
-            return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)
+        loss = self.elementwise(*full_precision(pred, target))
+        return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)

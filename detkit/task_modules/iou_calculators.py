@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from detkit.registry import TASK_UTILS
@@ -41,8 +40,7 @@ class BboxOverlaps2D:
             overlaps = bbox_overlaps(bboxes1, bboxes2, mode, is_aligned)
             # Later steps have no half-precision kernels on the CPU.
             return overlaps if overlaps.is_cuda else overlaps.float()
-        with torch.autocast(bboxes1.device.type, enabled=False):
-            return bbox_overlaps(bboxes1, bboxes2, mode, is_aligned)
+        return bbox_overlaps(bboxes1, bboxes2, mode, is_aligned)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(scale={self.scale}, dtype={self.dtype})"

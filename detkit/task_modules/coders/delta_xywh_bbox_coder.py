@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detkit.registry import TASK_UTILS
+from detkit.structures.precision import full_precision
 
 __all__ = ["DeltaXYWHBBoxCoder", "bbox2delta", "delta2bbox"]
 
@@ -29,7 +30,7 @@ def bbox2delta(
     Returns:
         (..., 4), float32 at least.
     """
-    proposals, gt = proposals.float(), gt.float()
+    proposals, gt = full_precision(proposals, gt)
     px1, py1, px2, py2 = proposals.unbind(-1)
     gx1, gy1, gx2, gy2 = gt.unbind(-1)
     pw, ph, gw, gh = px2 - px1, py2 - py1, gx2 - gx1, gy2 - gy1
@@ -69,9 +70,10 @@ def delta2bbox(
         (..., C * 4), float32 at least.
     """
     shape = deltas.shape
-    deltas = deltas.float().unflatten(-1, (-1, 4))  # (..., C, 4)
+    rois, deltas = full_precision(rois, deltas)
+    deltas = deltas.unflatten(-1, (-1, 4))  # (..., C, 4)
     dx, dy, dw, dh = (d * s + m for d, s, m in zip(deltas.unbind(-1), stds, means, strict=True))
-    px1, py1, px2, py2 = rois.float().unsqueeze(-2).unbind(-1)  # (..., 1)
+    px1, py1, px2, py2 = rois.unsqueeze(-2).unbind(-1)  # (..., 1)
     pw, ph = px2 - px1, py2 - py1
     move_x, move_y = pw * dx, ph * dy
     max_ratio = abs(math.log(wh_ratio_clip))
@@ -138,8 +140,7 @@ class DeltaXYWHBBoxCoder:
                 f"DeltaXYWHBBoxCoder.encode: boxes (..., 4) were expected, got {tuple(bboxes.shape)} "
                 f"and {tuple(gt_bboxes.shape)}"
             )
-        with torch.autocast(bboxes.device.type, enabled=False):
-            return bbox2delta(bboxes, gt_bboxes, self.means, self.stds)
+        return bbox2delta(bboxes, gt_bboxes, self.means, self.stds)
 
     def decode(
         self,
@@ -160,14 +161,13 @@ class DeltaXYWHBBoxCoder:
             raise ValueError(
                 f"DeltaXYWHBBoxCoder.decode: {bboxes.shape[-2]} priors and {pred_bboxes.shape[-2]} offsets differ"
             )
-        with torch.autocast(bboxes.device.type, enabled=False):
-            return delta2bbox(
-                bboxes,
-                pred_bboxes,
-                self.means,
-                self.stds,
-                max_shape,
-                16 / 1000 if wh_ratio_clip is None else wh_ratio_clip,
-                self.clip_border,
-                self.ctr_clamp if self.add_ctr_clamp else None,
-            )
+        return delta2bbox(
+            bboxes,
+            pred_bboxes,
+            self.means,
+            self.stds,
+            max_shape,
+            16 / 1000 if wh_ratio_clip is None else wh_ratio_clip,
+            self.clip_border,
+            self.ctr_clamp if self.add_ctr_clamp else None,
+        )

@@ -1,0 +1,103 @@
+"""Laws of MaxIoUAssigner: permutation, ignored regions, chunks, wrong thresholds."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.structures import InstanceData
+
+from detkit.structures.ground_truth import GroundTruth
+from detkit.task_modules import MaxIoUAssigner, assign_batch
+from detkit.task_modules.assigners import max_iou_assigner
+
+
+def boxes(count, seed, size=100.0):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator) * size
+    return torch.cat([corner, corner + 5 + torch.rand(count, 2, generator=generator) * size / 2], dim=1)
+
+
+def instances(count, seed):
+    return InstanceData(bboxes=boxes(count, seed), labels=torch.arange(count))
+
+
+def assigner(**changes):
+    return MaxIoUAssigner(**{"pos_iou_thr": 0.5, "neg_iou_thr": 0.4, "ignore_iof_thr": 0.5, **changes})
+
+
+def test_by_hand():
+    priors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 4], [0, 0, 10, 5.5], [50, 50, 60, 60]])
+    gt = InstanceData(bboxes=torch.tensor([[0.0, 0, 10, 10]]), labels=torch.tensor([7]))
+    result = assigner(neg_iou_thr=0.5, pos_iou_thr=0.6).assign(InstanceData(priors=priors), gt)
+    # IoU 1, 0.4, 0.55, 0: learns it, background, between the thresholds, background
+    assert result.gt_inds.tolist() == [1, 0, -1, 0]
+    assert result.labels.tolist() == [7, -1, -1, -1]
+    torch.testing.assert_close(result.max_overlaps, torch.tensor([1.0, 0.4, 0.55, 0.0]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(0, 6), seed=st.integers(0, 10_000), low_quality=st.booleans())
+def test_permuting_objects_permutes_the_assignment(count, seed, low_quality):
+    priors, gt = boxes(60, seed + 1), instances(count, seed)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    use = assigner(match_low_quality=low_quality)
+    first = use.assign(InstanceData(priors=priors), gt)
+    second = use.assign(InstanceData(priors=priors), gt[order])
+    # Labels number the objects, so they must not depend on the order; equal best overlaps are not drawn.
+    assert torch.equal(first.labels, second.labels)
+    assert torch.equal(first.max_overlaps, second.max_overlaps)
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(0, 5), ignored=st.integers(1, 4), seed=st.integers(0, 10_000))
+def test_an_ignored_region_never_adds_a_positive_by_threshold(count, ignored, seed):
+    priors, gt = InstanceData(priors=boxes(60, seed + 1)), instances(count, seed)
+    use = assigner(match_low_quality=False)
+    without = use.assign(priors, gt)
+    with_region = use.assign(priors, gt, InstanceData(bboxes=boxes(ignored, seed + 2)))
+    assert not ((with_region.gt_inds > 0) & (without.gt_inds <= 0)).any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), chunk=st.integers(1, 40), take_all=st.booleans())
+def test_chunks_change_nothing(seed, chunk, take_all):
+    truth = GroundTruth.from_instances([instances(4, seed), instances(2, seed + 9)], [instances(2, seed + 5), None])
+    priors = boxes(37, seed + 1).repeat(2, 1)  # equal priors, whose order matters
+    use = assigner(gt_max_assign_all=take_all)
+    dense = use.assign_batch(priors, truth)
+    whole, max_iou_assigner.CHUNK_ELEMENTS = max_iou_assigner.CHUNK_ELEMENTS, chunk * 8
+    try:
+        chunked = use.assign_batch(priors, truth)
+    finally:
+        max_iou_assigner.CHUNK_ELEMENTS = whole
+    assert all(torch.equal(a, b) for a, b in zip(dense, chunked, strict=True))
+
+
+def test_priors_that_take_no_part_are_ignored_and_match_nothing():
+    truth = GroundTruth.from_instances([instances(3, 0), instances(0, 0)])
+    priors = boxes(40, 1)
+    valid = torch.rand(2, 40, generator=torch.Generator().manual_seed(2)) > 0.5
+    result = assigner(match_low_quality=True).assign_batch(priors, truth, valid)
+    assert (result.gt_inds[~valid] == -1).all()
+    alone = assigner().assign(InstanceData(priors=priors[valid[0]]), instances(3, 0))
+    assert torch.equal(result.gt_inds[0][valid[0]], alone.gt_inds)
+
+
+def test_an_assigner_of_ones_own_needs_only_the_image_form():
+    class Mine:
+        def assign(self, pred_instances, gt_instances, gt_instances_ignore=None, **kwargs):
+            return assigner().assign(pred_instances, gt_instances, gt_instances_ignore)
+
+    truth = GroundTruth.from_instances([instances(3, 0), instances(1, 4)], [None, instances(2, 7)])
+    valid = torch.rand(2, 40, generator=torch.Generator().manual_seed(2)) > 0.3
+    for mask in (None, valid):
+        own = assign_batch(Mine(), boxes(40, 1), truth, mask)
+        built_in = assign_batch(assigner(), boxes(40, 1), truth, mask)
+        assert torch.equal(own.gt_inds, built_in.gt_inds)
+        assert torch.equal(own.labels, built_in.labels)
+
+
+@pytest.mark.parametrize("neg", [0.6, (0.3, 0.2), (0.1, 0.2, 0.3), -0.1])
+def test_thresholds_that_contradict_each_other(neg):
+    with pytest.raises(ValueError, match=r"neg_iou_thr must be .* within \[0, pos_iou_thr=0.5\]"):
+        assigner(neg_iou_thr=neg)
