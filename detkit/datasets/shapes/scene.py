@@ -35,7 +35,7 @@ class Scene(NamedTuple):
     masks: NDArray[np.bool_]
 
 
-VERSION = "1.0"  # of the drawing: raise it whenever a pixel or an annotation changes
+VERSION = "1.1"  # of the drawing: raise it whenever a pixel or an annotation changes
 # The ids have holes, as those of COCO do: code that takes an id for a label fails here at once.
 CATEGORIES = {1: "disc", 3: "triangle", 4: "square", 7: "star", 9: "cross"}
 
@@ -112,7 +112,7 @@ def draw_scene(rng: RandomState) -> Scene:
             visible.append(coverage)
             full_areas.append(full_area)
 
-    masks = np.array(visible).reshape(-1, height, width) >= 0.5
+    masks = np.array(visible).reshape(-1, height, width) > 0.5  # of one object at most
     return Scene(_expose(rng, canvas), category_ids, masks)
 
 
