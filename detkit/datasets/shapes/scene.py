@@ -112,7 +112,9 @@ def draw_scene(rng: RandomState) -> Scene:
             visible.append(coverage)
             full_areas.append(full_area)
 
-    masks = np.array(visible).reshape(-1, height, width) > 0.5  # of one object at most
+    masks = np.array(visible).reshape(-1, height, width) >= 0.5
+    for number in range(len(masks) - 1):
+        masks[number] &= ~masks[number + 1 :].any(axis=0)  # a pixel shared by halves is the upper one's
     return Scene(_expose(rng, canvas), category_ids, masks)
 
 
