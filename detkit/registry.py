@@ -218,14 +218,16 @@ def _build_scheduler(cfg: Any, registry: Registry, default_args: Mapping[str, An
 
     def construct(cls: Any, arguments: dict[str, Any], path: str) -> Any:
         epoch_length = arguments.pop("epoch_length", None)
-        if not arguments.pop("convert_to_iter_based", False):
-            return _construct(cls, arguments, path)
+        convert = arguments.pop("convert_to_iter_based", False)
+        # mmengine's LRSchedulerMixin and its like name the parameter themselves.
+        check_arguments(cls, {*arguments, "param_name"}, path)
+        if not convert:
+            return cls(**arguments)
         if epoch_length is None or not arguments.get("by_epoch", True):
             raise ValueError(
                 f"{path}: convert_to_iter_based needs by_epoch=True and a known epoch length, "
                 f"got by_epoch={arguments.get('by_epoch', True)} and epoch_length={epoch_length}"
             )
-        check_arguments(cls, arguments, path)
         return cls.build_iter_from_epoch(epoch_length=epoch_length, **arguments)
 
     return _build(cfg, registry, default_args or {}, construct)

@@ -29,12 +29,9 @@ from detkit.registry import (
     METRICS,
     MODELS,
     OPTIM_WRAPPER_CONSTRUCTORS,
-    PARAM_SCHEDULERS,
     VISUALIZERS,
     building,
-    check_arguments,
     check_keys,
-    unknown_type,
 )
 
 __all__ = ["PartBuilder"]
@@ -200,13 +197,8 @@ class PartBuilder(mmengine_runner.Runner):
         self.logger.info("learning rate scaled by %.4g: batch of %d images", factor, batch_size)
 
     def _build_param_scheduler(self, scheduler: Any, optim_wrapper: OptimWrapper) -> list[_ParamScheduler]:
-        configs = scheduler if isinstance(scheduler, (list, tuple)) else [scheduler]
-        built: list[_ParamScheduler] = []
-        for index, cfg in enumerate(configs):
-            if isinstance(cfg, Mapping):
-                _check_scheduler(f"param_scheduler.{index}", cfg)
-            built += super()._build_param_scheduler(cfg, optim_wrapper)
-        return built
+        with building("param_scheduler", scheduler):
+            return super()._build_param_scheduler(scheduler, optim_wrapper)
 
     def build_visualizer(self, visualizer: Visualizer | dict[str, Any] | None = None) -> Visualizer:
         """Under the run's name: by the config's, a second run in a process would get the first one's."""
@@ -216,12 +208,3 @@ class PartBuilder(mmengine_runner.Runner):
         cfg["name"] = self._experiment_name
         with building("visualizer", cfg):
             return VISUALIZERS.build(cfg)
-
-
-def _check_scheduler(path: str, cfg: Mapping[str, Any]) -> None:
-    kind = cfg.get("type")
-    cls = PARAM_SCHEDULERS.get(kind) if isinstance(kind, str) else kind
-    if cls is None:
-        raise unknown_type(str(kind), PARAM_SCHEDULERS, path)
-    given = set(cfg) - {"type", "_scope_", "convert_to_iter_based"} | {"optimizer"}
-    check_arguments(cls, given, path)
