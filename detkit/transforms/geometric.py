@@ -236,8 +236,8 @@ class Pad(BaseTransform):
         return results
 
     def _pad(self, img: np.ndarray, shape: tuple[int, int], value: float | Sequence[float]) -> np.ndarray:
-        if img.ndim == 3 and isinstance(value, (int, float)):
-            value = (value,) * img.shape[2]
+        if img.ndim == 3:
+            value = (value,) * img.shape[2] if isinstance(value, (int, float)) else tuple(value)
         return mmcv.impad(img, shape=shape, pad_val=value, padding_mode=self.padding_mode)
 
 

@@ -199,14 +199,13 @@ def _roi_weights(start: Tensor, end: Tensor, cells: int, size: int) -> Tensor:
     """
     start = start - 0.5
     step = (end - 0.5 - start) / cells
-    count = step.ceil().clamp(min=1)
-    # Up to the largest count of samples for every box; those beyond its own weigh nothing.
+    count = step.ceil().clamp(min=0)[:, None, None]  # a box without area has no samples, its cells are 0
+    # As many samples as the largest box needs; those beyond a box's own weigh nothing.
     sample = torch.arange(int(count.max()), device=start.device)
-    cell = torch.arange(cells, device=start.device)
-    at = start[:, None, None] + step[:, None, None] * (
-        cell[:, None] + (sample + 0.5) / count[:, None, None]
-    )  # (K, cells, samples)
-    weight = ((at >= -1) & (at <= size) & (sample < count[:, None, None])) / count[:, None, None]
+    cell = torch.arange(cells, device=start.device)[:, None]
+    share = 1 / count.clamp(min=1)
+    at = start[:, None, None] + step[:, None, None] * (cell + (sample + 0.5) * share)  # (K, cells, samples)
+    weight = ((at >= -1) & (at <= size) & (sample < count)) * share
     at = at.clamp(0, size - 1)
     low = at.floor()
     weights = start.new_zeros(len(start), cells, size)
