@@ -1,0 +1,111 @@
+"""Everything in a config that nothing would read is refused, before anything is built."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from detkit.config.places import Place
+from detkit.config.printing import dump
+from detkit.config.schema import RUN, RUN_KEYS, Fields, Part
+from detkit.signature import nearest, unknown_argument
+
+__all__ = ["check", "nearest_key"]
+
+
+def check(cfg: Mapping[str, Any]) -> None:
+    """Refuse a config of which a part would be ignored or cannot be built.
+
+    Held against the run: its top-level keys; the names of its parts' types, in the registry that each place belongs
+    to; the arguments of their constructors; the keys of plain dicts. A class tells the keys of a dict argument
+    ``x`` in a class attribute ``x_keys``: names, or a dict of names and the names below them; None for any.
+
+    Args:
+        cfg: As :func:`detkit.config.load` gives it. Other mappings are taken to have no variables.
+
+    Raises:
+        KeyError: An unknown key or type, or a type missing.
+        TypeError: An argument that a constructor does not take, a value that is no dict where one is needed, or one
+            that cannot be saved.
+        ValueError: A variable that was changed after loading, or keys that exclude each other.
+    """
+    variables = getattr(cfg, "variables", {})
+    origins = getattr(cfg, "origins", {})
+    top = Place({key: cfg[key] for key in cfg if key in RUN_KEYS}, "", RUN)
+    for key in cfg:
+        if key in RUN_KEYS:
+            continue
+        if key not in variables:
+            origin = f" in {origins[key]}" if key in origins else ""
+            close = nearest_key(key, {*RUN_KEYS, *variables}, top.homes_of(key))
+            raise KeyError(f"unknown key {key!r}{origin}; did you mean {close!r}? Nothing in the config reads {key!r}")
+        if cfg[key] != variables[key]:
+            raise ValueError(
+                f"{key}: the variable was {variables[key]!r} when the config was loaded and is now {cfg[key]!r}; what "
+                f"was computed from it does not follow. Give {key}=... as an override, or set the keys that use it"
+            )
+    _check_below(top)
+    dump(cfg)
+
+
+def nearest_key(key: str, here: Collection[str], elsewhere: Iterable[str] = ()) -> str:
+    """The key that was meant: its letters in another order, else its name elsewhere, else the one most like it."""
+    candidates = (
+        *(name for name in here if sorted(name) == sorted(key)),
+        *nearest(key, list(elsewhere)),
+        *difflib.get_close_matches(key, here, n=1, cutoff=0.0),
+    )
+    return candidates[0] if candidates else ""
+
+
+def _check_below(place: Place) -> None:
+    for path, value, rule in place.below():
+        if isinstance(value, Mapping):
+            _check(Place(value, path, rule))
+        elif isinstance(rule, Fields) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            keys = ", ".join(sorted(rule.keys or ())) or "names of your own"
+            raise TypeError(f"{path}: a dict was expected, with the keys {keys}; got {value!r}")
+        elif not place.path and isinstance(rule, Part) and rule.only and isinstance(value, (str, int, float)):
+            raise TypeError(f"{path}: a dict with a 'type' was expected, got {value!r}")
+
+
+def _check(place: Place) -> None:
+    if place.problem is not None:
+        raise place.problem
+    for key in place.value:
+        if place.allowed is not None and key not in place.allowed:
+            raise _unknown_key(place, key)
+    if isinstance(place.rule, Fields):
+        _check_fields(place, place.rule)
+    _check_pretrained(place)
+    _check_below(place)
+
+
+def _check_fields(place: Place, rule: Fields) -> None:
+    if rule.needs is not None and place.value and rule.needs not in place.value:
+        raise KeyError(f"{place.path}: the key {rule.needs!r} is missing in {dict(place.value)!r}")
+    for key, other in rule.instead.items():
+        if key in place.value and place.value.get(other) is not None:
+            raise ValueError(f"{place.path}.{key}: {other} decides that; set {place.path}.{other}.{key}")
+
+
+def _check_pretrained(place: Place) -> None:
+    """A classifier's weights belong to the backbone; the whole detector would find none of its names in them."""
+    init_cfg = place.value.get("init_cfg")
+    if "backbone" in place.value and isinstance(init_cfg, Mapping):
+        checkpoint = str(init_cfg.get("checkpoint", ""))
+        if checkpoint.startswith(("torchvision://", "open-mmlab://")):
+            raise ValueError(
+                f"{place.path}.init_cfg: {checkpoint} holds a backbone's weights; "
+                f"set {place.path}.backbone.init_cfg instead"
+            )
+
+
+def _unknown_key(place: Place, key: str) -> Exception:
+    allowed = place.allowed or set()
+    close = nearest_key(str(key), allowed - {"_scope_"}, place.homes_of(key))
+    if place.cls is not None:
+        return unknown_argument(place.cls, str(key), place.path, close)
+    known = ", ".join(sorted(allowed))
+    return KeyError(f"{place.path}.{key}: unknown key; did you mean {close!r}? Known: {known}")

@@ -1,0 +1,238 @@
+"""From a config file to the config of a run: bases, variables, overrides, imports, checks.
+
+A *variable* is a top-level name that is no key of a run, such as ``data_root``. What is computed from a variable
+follows it, whether a child config or an override sets it: the files that use it are evaluated with its new value.
+Only configs that say ``default_scope='mmdet'`` keep MMDetection's rule, by which a child's value comes too late for
+what a base has already computed; a warning then names what kept the old value.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config as MMEngineConfig
+from mmengine.config import ConfigDict
+
+from detkit.config.checking import check
+from detkit.config.document import Config
+from detkit.config.files import SourceFile, locate, to_config_dict
+from detkit.config.overriding import apply_edit, parse_overrides
+from detkit.config.printing import parse
+from detkit.config.schema import RUN_KEYS
+
+__all__ = ["load", "loads"]
+
+logger = logging.getLogger(__name__)
+
+
+def load(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] | None = None, checked: bool = True) -> Config:
+    """Load a config file.
+
+    Args:
+        path: A ``.py``, ``.json`` or ``.yaml`` file, or ``detkit::retinanet/…`` for a config that detkit ships.
+        overrides: ``key.path=value`` items (see :func:`detkit.config.overriding.parse_overrides`), or a mapping of
+            paths to values.
+        checked: Whether to refuse what no part of the run would read (:func:`detkit.config.check`). That looks
+            classes up, so it imports torch; without, loading takes milliseconds.
+
+    Raises:
+        FileNotFoundError: The file or one of its bases is missing.
+        KeyError: An unknown key, type or path.
+        TypeError: An argument that the constructor of its ``type`` does not take.
+        ValueError: The file cannot be read or evaluated.
+    """
+    file = locate(path)
+    edits = parse_overrides(overrides or ())
+    evaluation = _Evaluation()
+    result = evaluation.run(file)
+    if evaluation.followed and result.values.get("default_scope") == "mmdet":
+        follow = False
+        result = _keep_computed(file, evaluation, result)
+    else:
+        follow = True
+    pins: dict[str, Any] = {}
+    # Whole variables first, so that a part of one that is computed from another is set last.
+    for edit in sorted(edits, key=lambda edit: len(edit.keys)):
+        name = edit.keys[0]
+        if name in result.variables:
+            values = ConfigDict({name: to_config_dict(result.values[name])})
+            apply_edit(values, edit)
+            pins[name] = values[name]
+            result = _Evaluation(follow).run(file, pins)
+    cfg = _finish(result, file)
+    import_custom(cfg, file.parent)
+    for edit in edits:
+        if edit.keys[0] not in pins:
+            apply_edit(cfg._cfg_dict, edit)
+    import_custom(cfg, file.parent)
+    if checked:
+        check(cfg)
+    return cfg
+
+
+def loads(text: str) -> Config:
+    """The config that :func:`detkit.config.dump` printed. Nothing in the text is run; only literals are read.
+
+    Raises:
+        ValueError: The text holds more than assignments of literals; with the line.
+    """
+    cfg = Config(to_config_dict(parse(text)), cfg_text=text)
+    import_custom(cfg)
+    return cfg
+
+
+def import_custom(cfg: Mapping[str, Any], folder: Path | None = None) -> None:
+    """Import the modules that ``custom_imports`` names; the config's folder and the current one are searched last.
+
+    Raises:
+        ImportError: A module cannot be imported and ``allow_failed_imports`` is not set.
+    """
+    wanted = cfg.get("custom_imports")
+    if not wanted:
+        return
+    if not isinstance(wanted, Mapping) or "imports" not in wanted:
+        raise TypeError(f"custom_imports: dict(imports=['module', ...]) was expected, got {wanted!r}")
+    names = [wanted["imports"]] if isinstance(wanted["imports"], str) else list(wanted["imports"])
+    for place in (str(folder or os.getcwd()), os.getcwd()):
+        if place not in sys.path:
+            sys.path.append(place)  # behind the installed packages, which a folder must not hide
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            message = f"custom_imports: cannot import {name!r}: {error}; searched {folder or ''} and the Python path"
+            if not wanted.get("allow_failed_imports", False):
+                raise ImportError(message) from error
+            logger.warning(message)
+
+
+@dataclass
+class _Result:
+    """What a file and its bases give.
+
+    Attributes:
+        values: The merged values.
+        origins: For each top-level key, the last file that sets it.
+        read: Names that some file reads.
+    """
+
+    values: ConfigDict = field(default_factory=ConfigDict)
+    origins: dict[str, Path] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
+
+    @property
+    def variables(self) -> set[str]:
+        """Names that are no keys of a run, and that something reads."""
+        return (self.values.keys() & self.read) - RUN_KEYS
+
+
+class _Evaluation:
+    """Evaluates a chain of files, each one parsed once.
+
+    Attributes:
+        followed: Variables of bases that a child config set, if they are to be followed.
+    """
+
+    def __init__(self, follow: bool = True) -> None:
+        self.follow = follow
+        self.followed: set[str] = set()
+        self._files: dict[Path, SourceFile] = {}
+
+    def run(self, path: Path, pins: Mapping[str, Any] | None = None, inside: tuple[Path, ...] = ()) -> _Result:
+        """Values of ``path`` and its bases, with the variables in ``pins`` set from outside."""
+        if path in inside:
+            raise ValueError(f"{path} is its own base: {' -> '.join(str(file) for file in (*inside, path))}")
+        pins = pins or {}
+        source = self._files.get(path) or self._files.setdefault(path, SourceFile(path))
+        bases = self._bases(source, pins, inside)
+        # The file may edit them in place, and is then run again.
+        before = copy.deepcopy({name: bases.values[name] for name in bases.variables})
+        own = source.evaluate(bases.values, pins)
+        moved = {n for n in before if self.follow and n in own and n not in pins and own[n] != before[n]}
+        if moved:
+            self.followed |= moved
+            merged = _merge(own, before, path)
+            bases = self._bases(source, {**pins, **{name: merged[name] for name in moved}}, inside)
+            # In the file itself _base_.x stays the base's own value: classes = _base_.classes + ('x',) adds once.
+            for name in moved:
+                bases.values[name] = before[name]
+            own = source.evaluate(bases.values, pins)
+        if "_deprecation_" in own:
+            logger.warning("%s is deprecated: %s", path, own.pop("_deprecation_"))
+        return _Result(
+            _merge(own, bases.values, path),
+            {**bases.origins, **dict.fromkeys(own, path)},
+            bases.read | source.read,
+        )
+
+    def _bases(self, source: SourceFile, pins: Mapping[str, Any], inside: tuple[Path, ...]) -> _Result:
+        result = _Result()
+        for written in source.bases:
+            base = self.run(locate(written, source.path), pins, (*inside, source.path))
+            for key in base.values.keys() & result.values.keys():
+                raise KeyError(
+                    f"{source.path}: two of its bases set {key!r}: {result.origins[key]} and {base.origins[key]}; "
+                    f"keep it in one of them"
+                )
+            result.values.update(base.values)
+            result.origins.update(base.origins)
+            result.read |= base.read
+        return result
+
+
+def _merge(own: Mapping[str, Any], base: Mapping[str, Any], path: Path) -> ConfigDict:
+    try:
+        return MMEngineConfig._merge_a_into_b(copy.deepcopy(own), ConfigDict(base))
+    except TypeError as error:
+        raise TypeError(f"{path}: {error}") from error
+
+
+def _finish(result: _Result, file: Path) -> Config:
+    values = to_config_dict(_without_delete_marks(result.values))
+    # MMDetection's scope names the same classes here; without any, mmengine would look in its own registries only.
+    if values.get("default_scope", "mmdet") == "mmdet":
+        values["default_scope"] = "detkit"
+    return Config(values, filename=str(file), variables=result.variables, origins=result.origins)
+
+
+def _without_delete_marks(value: Any) -> Any:
+    """A ``_delete_`` with nothing to delete says nothing."""
+    if isinstance(value, Mapping):
+        return {key: _without_delete_marks(item) for key, item in value.items() if key != "_delete_"}
+    if type(value) in (list, tuple):
+        return type(value)(_without_delete_marks(item) for item in value)
+    return value
+
+
+def _keep_computed(file: Path, evaluation: _Evaluation, followed: _Result) -> _Result:
+    """MMDetection's reading of its own configs, with a warning that names what did not follow a variable."""
+    kept = _Evaluation(follow=False).run(file)
+    paths = sorted(set(_differences(kept.values, followed.values)) - evaluation.followed)
+    if paths:
+        logger.warning(
+            "%s sets %s, but with default_scope='mmdet' these keep what a base computed before: %s",
+            file,
+            ", ".join(sorted(evaluation.followed)),
+            ", ".join(paths),
+        )
+    return kept
+
+
+def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
+    """Paths at which two configs differ."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in {**a, **b}:
+            yield from _differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        for index, (left, right) in enumerate(zip(a, b, strict=True)):
+            yield from _differences(left, right, f"{path}.{index}")
+    elif a != b:
+        yield path
