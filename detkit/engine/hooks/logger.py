@@ -99,7 +99,8 @@ class LoggerHook(Hook):
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
         """Write the metrics of a validation."""
         numbers = scalars(metrics or {})
-        text = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        # A metric per class would fill the screen; metrics.jsonl has them all.
+        text = "  ".join(f"{name} {value:.4f}" for name, value in list(numbers.items())[:8])
         if not isinstance(runner._train_loop, BaseLoop):  # validation by itself has no step to put it at
             runner.logger.info("validation  %s", text)
             return
@@ -113,8 +114,9 @@ class LoggerHook(Hook):
 
     def after_test_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
         """Write the metrics of a test to the log."""
-        text = "  ".join(f"{name} {value:.4f}" for name, value in scalars(metrics or {}).items())
-        runner.logger.info("test  %s", text)
+        numbers = scalars(metrics or {})
+        width = max(map(len, numbers), default=0)
+        runner.logger.info("\n".join(f"{name:{width}}  {value:.4f}" for name, value in numbers.items()))
 
     def close(self, runner: Any) -> None:
         """Close the files and the display; the runner calls this also when the run ends in an error."""

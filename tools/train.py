@@ -1,0 +1,94 @@
+"""Train a detector.
+
+python tools/train.py configs/retinanet/retinanet_r18_fpn_shapes.py
+python tools/train.py CONFIG --resume
+python tools/train.py CONFIG --cfg-options optim_wrapper.optimizer.lr=0.001 train_cfg.max_epochs=6
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train a detector, validate it, and leave checkpoints, metrics, curves and pictures."
+    )
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--work-dir", help="folder of the run (default: work_dirs/<name of the config>)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CHECKPOINT",
+        help="go on from this checkpoint; without a value, from the newest intact one in the work directory",
+    )
+    parser.add_argument("--amp", action="store_true", help="mixed precision: float16 on CUDA, bfloat16 on a CPU")
+    parser.add_argument("--device", help="cpu, cuda or cuda:<index> (default: the config's, else CUDA if present)")
+    parser.add_argument("--seed", type=int, help="of every random number (default: the config's, else 0)")
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override config values; +KEY=VALUE adds"
+    )
+    parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
+    return parser.parse_args(arguments)
+
+
+def configure(args: argparse.Namespace) -> Any:
+    """The config that the arguments describe."""
+    from detkit.config import load
+
+    cfg = load(args.config, args.cfg_options)
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs", Path(args.config).stem))
+    cfg.resume = args.resume or cfg.get("resume", False)
+    if args.device is not None:
+        cfg.device = args.device
+    if args.seed is not None:
+        cfg.randomness = {**cfg.get("randomness", {}), "seed": args.seed}
+    if args.amp:
+        kind = cfg.optim_wrapper.get("type", "OptimWrapper")
+        if kind not in ("OptimWrapper", "AmpOptimWrapper"):
+            raise ValueError(f"--amp replaces an OptimWrapper, but optim_wrapper.type is {kind!r}; leave --amp out")
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+    return cfg
+
+
+def train(args: argparse.Namespace) -> None:
+    from detkit.engine import Runner
+    from detkit.engine.console import duration
+    from detkit.visualization.curves import plot_run
+
+    start = time.perf_counter()
+    runner = Runner.from_cfg(configure(args))
+    runner.train()
+    folder = Path(runner.work_dir)
+    lines = [f"trained to epoch {runner.epoch}, iteration {runner.iter}, in {duration(time.perf_counter() - start)}"]
+    for metric, best in (runner.message_hub.get_info("best") or {}).items():
+        lines.append(f"best      {metric} {best['score']:.4f} at epoch {best['epoch']}: {folder / best['file']}")
+    pointer = folder / "last_checkpoint"
+    if pointer.is_file():
+        lines.append(f"last      {folder / pointer.read_text()}")
+    lines.append(f"metrics   {folder / 'metrics.jsonl'}")
+    if (folder / "tensorboard").is_dir():
+        lines.append(f"          tensorboard --logdir {folder / 'tensorboard'}")
+    lines += [f"curve     {path}" for path in plot_run(folder)]
+    pictures = sorted((folder / "predictions").glob("*.png"))
+    if pictures:
+        lines.append(f"pictures  {pictures[0].parent} ({len(pictures)} images)")
+    print("\n".join(lines))
+
+
+def main() -> None:
+    args = parse_args()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
+    from detkit.engine.cli import run_cli
+
+    run_cli(train, args, show_traceback=args.traceback)
+
+
+if __name__ == "__main__":
+    main()
