@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseDataPreprocessor
+from mmengine.structures import PixelData
 from torch import Tensor, nn
 
 from detkit.registry import MODELS
@@ -124,4 +125,4 @@ class DetDataPreprocessor(BaseDataPreprocessor):
             if self.pad_seg and "gt_sem_seg" in sample:
                 seg = sample.gt_sem_seg.sem_seg
                 gap = (0, width - seg.shape[-1], 0, height - seg.shape[-2])
-                sample.gt_sem_seg.sem_seg = F.pad(seg, gap, value=self.seg_pad_value)
+                sample.gt_sem_seg = PixelData(sem_seg=F.pad(seg, gap, value=self.seg_pad_value))

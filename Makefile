@@ -1,0 +1,40 @@
+# `make demo` and `make test` work on a fresh machine: they create .venv and install what they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_CONFIG := configs/retinanet/retinanet_r18_fpn_shapes.py
+DEMO_DIR := work_dirs/retinanet_r18_fpn_shapes
+ARGS ?=
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.installed ## Train, evaluate and look at a RetinaNet on the example data.
+	$(BIN)/python tools/train.py $(DEMO_CONFIG) $(ARGS)
+
+test: $(VENV)/.dev ## All tests; at most 8 minutes on 2 cores.
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## Style, import rules, types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) work_dirs data/shapes build dist *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml requirements/runtime.txt
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
