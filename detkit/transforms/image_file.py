@@ -73,10 +73,6 @@ def jpeg_is_whole(content: bytes) -> bool:
     Walks from segment to segment by their lengths, so that the end marker of an embedded thumbnail does
     not count, and over the image data by looking for the next marker.
     """
-    # Image data cannot contain the marker, so this is the end, or the file stops within a segment and
-    # no decoder gives an image.
-    if content.endswith(_JPEG_END):
-        return True
     at = 2
     while (found := _NEXT_MARKER.search(content, at)) is not None:
         if found.group() == _JPEG_END:

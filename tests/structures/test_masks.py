@@ -126,6 +126,18 @@ def test_a_concave_polygon_is_cropped_to_the_area_inside():
     np.testing.assert_array_equal(cropped.to_ndarray()[0], expected)
 
 
+def test_a_slanted_side_is_cut_where_it_crosses():
+    triangle = np.array([0, 0, 8, 0, 0, 4], dtype=np.float64)
+    (part,) = PolygonMasks([[triangle]], 10, 10).crop(np.array([2, 0, 10, 10])).masks[0]
+    # The side from (8, 0) to (0, 4) crosses x = 2 at y = 3; then minus the corner (2, 0).
+    assert sorted(map(tuple, part.reshape(-1, 2))) == [(0, 0), (0, 3), (6, 0)]
+
+
+def test_a_polygon_that_only_touches_the_window_is_gone():
+    (part,) = polygons().crop(np.array([10, 0, 30, 20])).masks[0]
+    assert part.tolist() == [0] * 6
+
+
 @KINDS
 def test_translate(make):
     shown = moved(lambda x, y: (x + 3, y))
@@ -133,6 +145,7 @@ def test_translate(make):
     assert_shows(make().translate((25, 40), 4, "vertical"), moved(lambda x, y: (x, y + 4)), 25, 40)
     out = make().translate((20, 30), -8)
     assert_shows(out, [[(0, 2, 2, 8)], [(4, 5, 12, 9), (14, 5, 18, 15)]], 20, 30)
+    np.testing.assert_array_equal(out.get_bboxes(), [[0, 2, 2, 8], [4, 5, 18, 15]])
     with pytest.raises(ValueError, match="one of horizontal, vertical was expected, got 'diagonal'"):
         make().translate((20, 30), 3, "diagonal")
 
@@ -236,6 +249,9 @@ def test_mask_targets_of_polygons():
     assert_shows(cut[1:], [[(0, 0, 8, 20)]], 20, 8)
     assert cut.to_ndarray()[0].all()
     assert cut.masks[0][1].tolist() == polygon(0, 0, 16, 20).tolist()
+    # A box without area counts as one pixel.
+    point = polygons().crop_and_resize(np.array([[4.0, 2, 4, 2]]), (5, 5), np.array([0]))
+    assert point.masks[0][0].tolist() == polygon(0, 0, 30, 30).tolist()
 
 
 def test_wrong_masks_are_refused():

@@ -56,7 +56,11 @@ def test_whole_files_decode(kind, backend):
 def test_cut_off_files_are_refused(kind, keep):
     content = FILES[kind]()
     part = content[: keep if keep < 0 or keep > 1 else int(len(content) * keep)]
-    with pytest.raises(ValueError, match=r"^dir/a\.img: .*(cut off|damaged|cannot be decoded)"):
+    # JPEG and PNG are refused before the decoder sees them: some versions of it fill them up.
+    reason = {"png": "the PNG file is cut off", "bmp": "damaged", "webp": "damaged"}.get(
+        kind, "the JPEG file is cut off"
+    )
+    with pytest.raises(ValueError, match=rf"^dir/a\.img: .*{reason}"):
         decode_image(part, "dir/a.img")
 
 
@@ -76,8 +80,7 @@ def test_the_end_of_a_thumbnail_is_not_the_end_of_the_image():
     content, thumbnail_end = thumbnailed()
     assert content[thumbnail_end - 2 : thumbnail_end] == b"\xff\xd9"
     assert not jpeg_is_whole(content[: thumbnail_end + 300])
-    with pytest.raises(ValueError, match="damaged"):
-        decode_image(content[:thumbnail_end], "a.jpg")
+    assert not jpeg_is_whole(content[:thumbnail_end])
 
 
 def test_a_jpeg_may_have_things_after_it():

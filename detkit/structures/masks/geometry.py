@@ -38,9 +38,7 @@ def _clip_edge(points: np.ndarray, axis: int, bound: float, sign: int) -> np.nda
     kept: list[np.ndarray] = []
     for point, last, d, d_last in zip(points, before, depth, depth_before, strict=True):
         if (d >= 0) != (d_last >= 0):
-            crossing = last + (point - last) * (d_last / (d_last - d))
-            crossing[axis] = bound  # exactly, whatever the rounding
-            kept.append(crossing)
+            kept.append(last + (point - last) * (d_last / (d_last - d)))
         if d >= 0:
             kept.append(point)
     return np.array(kept).reshape(-1, 2)
