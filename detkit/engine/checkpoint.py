@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
@@ -131,16 +132,12 @@ def load_checkpoint_file(path: str | os.PathLike[str], map_location: Any = "cpu"
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    # The unpickler raises whatever a broken stream makes it stumble over.
-    except (
-        RuntimeError,
-        EOFError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        pickle.UnpicklingError,
-    ) as error:
+    except OSError as error:
+        # torch seeks before the start of some truncated files; any other failure of the system speaks for itself.
+        if error.errno != errno.EINVAL:
+            raise
+        raise ValueError(_unreadable(path, error)) from error
+    except _BROKEN as error:
         raise ValueError(_unreadable(path, error)) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path}: a dict was expected in the checkpoint, got {type(checkpoint).__name__}")

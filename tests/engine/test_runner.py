@@ -1,0 +1,400 @@
+"""Whole runs of a toy: lifecycle, reproducibility, resuming, what is refused before the first step."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from engine.engine_toys import CLASSES, toy_config
+from mmengine.config import Config
+
+from detkit.config import loads
+from detkit.engine import Runner, load_checkpoint_file
+from detkit.engine.checkpoint import save_checkpoint_file
+from detkit.engine.hooks import CheckpointHook
+
+
+def weights(folder: Path, name: str = "epoch_4.pth") -> dict[str, torch.Tensor]:
+    return load_checkpoint_file(folder / name)["state_dict"]
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def stop_after(runner: Runner, epoch: int) -> None:
+    """Die before the validation that follows ``epoch``, when its checkpoint has just been written."""
+
+    def die(*_args, **_kwargs):
+        if runner.epoch == epoch:
+            raise KeyboardInterrupt
+
+    runner.call_hook_before, runner.call_hook = runner.call_hook, None
+
+    def call_hook(name, **kwargs):
+        if name == "before_val":
+            die()
+        runner.call_hook_before(name, **kwargs)
+
+    runner.call_hook = call_hook
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+
+
+def test_a_run_leaves_checkpoints_metrics_config_and_log(make_runner):
+    runner = make_runner(epochs=2)
+    runner.train()
+    folder = Path(runner.work_dir)
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.py", "epoch_1.pth", "epoch_2.pth", "last_checkpoint", "metrics.jsonl", runner.timestamp),
+    }
+    assert (folder / "last_checkpoint").read_text() == "epoch_2.pth"
+    cfg = loads((folder / "config.py").read_text())
+    assert cfg.optim_wrapper.optimizer.lr == 0.1
+    assert cfg.randomness.seed == 0
+    log = (folder / runner.timestamp / f"{runner.timestamp}.log").read_text()
+    assert "epoch 2/2  iter 2/3  loss" in log
+    assert "toy/mAP 0.2000" in log
+
+
+def test_a_checkpoint_carries_config_label_map_and_position(make_runner):
+    runner = make_runner(epochs=2)
+    runner.train()
+    checkpoint = torch.load(Path(runner.work_dir, "epoch_2.pth"), weights_only=True)
+    meta = checkpoint["meta"]
+    assert (meta["epoch"], meta["iter"], meta["seed"]) == (2, 6, 0)
+    assert meta["label_map"] == {"classes": list(CLASSES), "category_ids": [1, 3, 5]}
+    assert loads(meta["cfg"]).model.bbox_head.type == "ToyHead"
+    assert {"state_dict", "optimizer", "param_schedulers", "message_hub", "rng"} < checkpoint.keys()
+
+
+def test_same_seed_same_weights(make_runner):
+    runs = [make_runner(name, epochs=2, randomness={"seed": seed}) for name, seed in (("a", 3), ("b", 3), ("c", 4))]
+    states = []
+    for index, runner in enumerate(runs):
+        torch.manual_seed(index)  # what was drawn before the run does not matter
+        runner.train()
+        states.append(weights(Path(runner.work_dir), "epoch_2.pth"))
+    assert same(states[0], states[1])
+    assert not same(states[0], states[2])
+
+
+def test_worker_count_does_not_change_the_weights(make_runner):
+    states = []
+    for workers in (0, 2):
+        cfg = toy_config("")["train_dataloader"] | {"num_workers": workers}
+        runner = make_runner(f"workers_{workers}", epochs=2, train_dataloader=cfg)
+        runner.train()
+        states.append(weights(Path(runner.work_dir), "epoch_2.pth"))
+    assert same(*states)
+
+
+EMA = [{"type": "EMAHook", "momentum": 0.1, "update_buffers": True}]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"custom_hooks": EMA},
+        {
+            "optim_wrapper": {
+                "type": "AmpOptimWrapper",
+                "optimizer": {"type": "AdamW", "lr": 0.01},
+                "clip_grad": {"max_norm": 1.0},
+                "paramwise_cfg": {"norm_decay_mult": 0.0},
+            }
+        },
+    ],
+    ids=["plain", "ema", "amp"],
+)
+def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(make_runner, changes):
+    hooks = toy_config("")["default_hooks"] | {"checkpoint": {"type": "CheckpointHook", "save_best": "toy/mAP"}}
+    hooks["checkpoint"]["interval"] = 1
+    whole = make_runner("whole", epochs=4, default_hooks=hooks, **changes)
+    whole.train()
+    stop_after(make_runner("cut", epochs=4, default_hooks=hooks, **changes), epoch=2)
+    resumed = make_runner("cut", epochs=4, default_hooks=hooks, resume=True, **changes)
+    resumed.train()
+    assert resumed.iter == 12
+    one, two = (load_checkpoint_file(Path(runner.work_dir, "epoch_4.pth")) for runner in (whole, resumed))
+    assert same(one["state_dict"], two["state_dict"])
+    assert one["param_schedulers"] == two["param_schedulers"]
+    torch.testing.assert_close(one["optimizer"], two["optimizer"], rtol=0, atol=0)
+    if "custom_hooks" in changes:
+        assert same(one["ema_state_dict"], two["ema_state_dict"])
+
+
+def test_the_validation_that_was_cut_off_is_made_up_for(make_runner):
+    stop_after(make_runner(epochs=3), epoch=2)
+    runner = make_runner(epochs=3, resume=True)
+    runner.train()
+    lines = [json.loads(line) for line in Path(runner.work_dir, "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if "toy/mAP" in line] == [1, 2, 3]
+
+
+def test_resume_falls_back_from_a_truncated_checkpoint(make_runner, capfd):
+    make_runner(epochs=2).train()
+    runner = make_runner(epochs=3, resume=True)
+    newest = Path(runner.work_dir, "epoch_2.pth")
+    os.truncate(newest, newest.stat().st_size // 2)
+    runner.train()
+    printed = capfd.readouterr().err
+    assert "epoch_2.pth" in printed
+    assert "truncated" in printed
+    assert "resumed from" in printed
+    assert "epoch_1.pth: epoch 1, iteration 3" in printed
+    assert runner.iter == 9
+
+
+def test_resume_without_a_checkpoint_says_so_and_starts(make_runner, capfd):
+    make_runner(epochs=1, resume=True).train()
+    assert "no checkpoint to resume from" in capfd.readouterr().err
+
+
+def test_resume_works_after_the_folder_moved(make_runner, tmp_path):
+    make_runner("old", epochs=2).train()
+    (tmp_path / "old").rename(tmp_path / "new")
+    runner = make_runner("new", epochs=3, resume=True)
+    runner.train()
+    assert runner.iter == 9
+
+
+def test_resume_from_a_named_file(make_runner, tmp_path):
+    make_runner("a", epochs=2).train()
+    runner = make_runner("b", epochs=2, resume=str(tmp_path / "a" / "epoch_1.pth"))
+    runner.train()
+    assert same(weights(tmp_path / "a", "epoch_2.pth"), weights(tmp_path / "b", "epoch_2.pth"))
+    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
+        make_runner("c", resume=str(tmp_path / "none.pth")).train()
+
+
+def test_resume_adopts_the_seed_it_was_started_with(make_runner, tmp_path, capfd):
+    make_runner("whole", epochs=2, param_scheduler=None, randomness={"seed": 5}).train()
+    make_runner("cut", epochs=1, param_scheduler=None, randomness={"seed": 5}).train()
+    make_runner("cut", epochs=2, param_scheduler=None, resume=True).train()
+    assert same(weights(tmp_path / "whole", "epoch_2.pth"), weights(tmp_path / "cut", "epoch_2.pth"))
+    assert "the run was started with seed 5, and goes on with it, not with 0" in capfd.readouterr().err
+
+
+def test_resume_for_longer_takes_the_new_schedule_and_says_so(make_runner, capfd):
+    make_runner(epochs=1).train()
+    runner = make_runner(epochs=2, resume=True)
+    runner.train()
+    assert "param_scheduler.1 (CosineAnnealingLR): end was 1 before, and is 2 now" in capfd.readouterr().err
+    assert runner.param_schedulers[1].end == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"param_scheduler": {"type": "StepLR", "step_size": 1}}, "has the state of 2 param_scheduler entries"),
+        (
+            {"param_scheduler": [{"type": "StepLR", "step_size": 1}, {"type": "ConstantLR"}]},
+            r"param_scheduler\.0 is now a StepLR",
+        ),
+        (
+            {"train_dataloader": toy_config("")["train_dataloader"] | {"batch_size": 6}},
+            "after 6 iterations and 2 epochs",
+        ),
+        ({"optim_wrapper": {"optimizer": {"type": "SGD", "lr": 1.0}, "paramwise_cfg": {"bias_lr_mult": 2.0}}}, "optim"),
+    ],
+)
+def test_resume_refuses_another_run(make_runner, changes, message):
+    make_runner(epochs=2).train()
+    with pytest.raises(ValueError, match=rf"epoch_2\.pth: .*{message}"):
+        make_runner(epochs=3, resume=True, **changes).train()
+
+
+def test_resume_refuses_other_labels_and_mere_weights(make_runner, tmp_path):
+    make_runner("a", epochs=1).train()
+    data = toy_config("")["train_dataloader"]
+    data = data | {"dataset": {"type": "ToyDataset", "classes": ("star", "disc", "cross")}}
+    with pytest.raises(ValueError, match="label 0 is 'disc' in one and 'star' in the other"):
+        make_runner("a", resume=True, train_dataloader=data, val_dataloader=data).train()
+    save_checkpoint_file({"state_dict": {"w": torch.ones(1)}}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth: a run cannot be resumed from this file, as it lacks meta"):
+        make_runner("b", resume=str(tmp_path / "w.pth")).train()
+
+
+def test_load_from_takes_weights_and_reports_what_is_missing(make_runner, tmp_path, capfd):
+    make_runner("a", epochs=1).train()
+    state = weights(tmp_path / "a", "epoch_1.pth")
+    state.pop("bbox_head.fc.bias")
+    save_checkpoint_file({"state_dict": state}, tmp_path / "part.pth")
+    make_runner("b", epochs=1, load_from=str(tmp_path / "part.pth")).train()
+    assert "1 missing (bbox_head.fc.bias)" in capfd.readouterr().err
+    # an evaluation by itself takes all or nothing
+    with pytest.raises(ValueError, match=r"weights and model do not agree: .*bbox_head\.fc\.bias"):
+        make_runner("c", load_from=str(tmp_path / "part.pth")).test()
+
+
+def test_test_evaluates_a_checkpoint_and_holds_its_labels_against_the_data(make_runner, tmp_path):
+    make_runner("a", epochs=1).train()
+    path = str(tmp_path / "a" / "epoch_1.pth")
+    assert make_runner("b", load_from=path).test() == {"toy/mAP": 0.1, "toy/loss": 1.0}
+    data = toy_config("")["test_dataloader"]
+    data = data | {"dataset": {"type": "ToyDataset", "classes": ("disc", "cross", "star")}}
+    with pytest.raises(ValueError, match=r"epoch_1\.pth has 3 classes .* label 1 is 'star' in one and 'cross'"):
+        make_runner("c", load_from=path, test_dataloader=data).test()
+
+
+def test_a_head_of_the_wrong_size_is_refused_before_the_first_step(make_runner):
+    model = {"type": "ToyModel", "bbox_head": {"type": "ToyHead", "num_classes": 80}}
+    message = (
+        r"model\.bbox_head\.num_classes=80, but train_dataloader\.dataset has 3 classes \(disc, star, cross\); "
+        r"set model\.bbox_head\.num_classes=3"
+    )
+    with pytest.raises(ValueError, match=message):
+        make_runner(model=model).train()
+
+
+def test_train_and_val_must_name_the_same_classes_in_the_same_order(make_runner):
+    data = toy_config("")["val_dataloader"]
+    data = data | {"dataset": {"type": "ToyDataset", "classes": ("disc", "cross", "star")}}
+    with pytest.raises(ValueError, match=r"label 1 is 'star' in one and 'cross' in the other"):
+        make_runner(val_dataloader=data).train()
+
+
+def test_a_metric_of_another_file_is_refused(make_runner, monkeypatch):
+    from engine.engine_toys import ToyDataset
+
+    original = ToyDataset.__init__
+
+    def with_file(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.metainfo["ann_file"] = "/data/val.json"
+
+    monkeypatch.setattr(ToyDataset, "__init__", with_file)
+    make_runner("a", epochs=1, val_evaluator={"type": "ToyMetric", "ann_file": "/data/../data/val.json"}).train()
+    with pytest.raises(ValueError, match=r"val_evaluator\.ann_file=/data/train\.json, but its dataset reads /data/val"):
+        make_runner("b", val_evaluator={"type": "ToyMetric", "ann_file": "/data/train.json"}).train()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(make_runner):
+    model = {"type": "ToyModel", "bbox_head": {"type": "ToyHead"}, "nan_at": 5}
+    runner = make_runner(model=model)
+    with pytest.raises(FloatingPointError, match=r"at iteration 5: loss=nan, loss_cls=nan, loss_bbox=0\.\d+") as caught:
+        runner.train()
+    assert str(caught.value).count("images/") == 4
+    # the checkpoint from before is there, none with the ruined weights
+    assert [path.name for path in Path(runner.work_dir).glob("*.pth")] == ["epoch_1.pth"]
+
+
+def test_a_loss_that_is_not_finite_in_an_epochs_last_iterations_is_found_before_saving(make_runner):
+    model = {"type": "ToyModel", "bbox_head": {"type": "ToyHead"}, "nan_at": 3}
+    runner = make_runner(model=model)
+    with pytest.raises(FloatingPointError, match="at iteration 3"):
+        runner.train()
+    assert not list(Path(runner.work_dir).glob("*.pth"))
+
+
+def test_an_error_in_the_data_names_the_file(make_runner):
+    data = toy_config("")["train_dataloader"] | {"dataset": {"type": "ToyDataset", "fail_at": 4}}
+    with pytest.raises(ValueError, match=r"images/4\.jpg: the file is truncated"):
+        make_runner(train_dataloader=data).train()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim_wrapper": {"optimizer": {"type": "SGD", "lrr": 0.1}}}, r"optim_wrapper\.optimizer\.lrr: SGD"),
+        ({"optim_wrapper": {"optimizer": {"type": "SGDD", "lr": 0.1}}}, r"optim_wrapper\.optimizer\.type: 'SGDD'"),
+        ({"train_cfg": {"by_epoch": True, "max_epochs": 1, "val_intervall": 2}}, r"train_cfg\.val_intervall"),
+        ({"val_evaluator": [{"type": "ToyMetrics"}]}, r"val_evaluator\.0\.type: 'ToyMetrics'"),
+        ({"default_hooks": {"logger": {"type": "LoggerHook", "intervall": 1}}}, r"default_hooks\.logger\.intervall"),
+        ({"custom_hooks": [{"type": "EMAHok"}]}, r"custom_hooks\.0\.type: 'EMAHok'"),
+        ({"param_scheduler": [{"type": "StepLR", "step": 1}]}, r"param_scheduler\.0\.step"),
+        ({"model": {"type": "ToyModel", "bbox_head": {"type": "ToyHed"}}}, r"model\.bbox_head\.type: 'ToyHed'"),
+    ],
+)
+def test_errors_name_their_config_path(make_runner, changes, message):
+    with pytest.raises((KeyError, TypeError), match=message):
+        make_runner(**changes).train()
+
+
+def test_a_dataset_error_names_its_config_path(make_runner):
+    data = toy_config("")["train_dataloader"] | {"dataset": {"type": "ToyDataset", "sizes": 4}}
+    with pytest.raises(TypeError, match=r"train_dataloader\.dataset\.sizes: ToyDataset has no argument 'sizes'"):
+        make_runner(train_dataloader=data).train()
+
+
+def test_a_type_error_inside_a_hook_keeps_its_traceback(make_runner):
+    class Broken(CheckpointHook):
+        def before_train(self, runner):
+            raise TypeError("mine")
+
+    runner = make_runner()
+    runner.register_hook(Broken())
+    with pytest.raises(TypeError, match=r"^mine$") as caught:
+        runner.train()
+    assert caught.traceback[-1].name == "before_train"
+
+
+@pytest.mark.parametrize("folder", ["file/run", "/proc/detkit"])
+def test_an_unwritable_work_directory_is_refused_before_anything_is_built(tmp_path, folder):
+    (tmp_path / "file").touch()
+    cfg = toy_config(tmp_path / folder, model={"type": "NoSuchModel"})
+    with pytest.raises(OSError, match=r"work directory .*(file/run|/proc/detkit) cannot be written"):
+        Runner.from_cfg(Config(cfg))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the message is about its absence")
+def test_cuda_is_refused_where_there_is_none(make_runner):
+    with pytest.raises(ValueError, match=r"device 'cuda' was asked for, but torch .*--device cpu runs without it"):
+        make_runner(device="cuda")
+
+
+def test_unknown_device_is_refused(make_runner):
+    with pytest.raises(ValueError, match="device: 'cpu', 'cuda' or 'cuda:<index>' was expected, got 'gpu'"):
+        make_runner(device="gpu")
+
+
+def test_two_runs_of_one_process_do_not_share_logger_or_message_hub(make_runner):
+    one, two = make_runner("a"), make_runner("b")
+    assert one.logger is not two.logger
+    assert one.message_hub is not two.message_hub
+    assert one.visualizer is not two.visualizer
+
+
+def test_auto_scale_lr_counts_the_whole_batch(make_runner):
+    scale = {"enable": True, "base_batch_size": 16}
+    wrapper = {"optimizer": {"type": "SGD", "lr": 0.1}, "accumulative_counts": 2}
+    runner = make_runner(epochs=1, auto_scale_lr=scale, optim_wrapper=wrapper, param_scheduler=None)
+    runner.train()
+    # batches of 4, two of them per step, for a rate meant for 16
+    assert runner.optim_wrapper.get_lr()["lr"] == [pytest.approx(0.05)]
+    with pytest.raises(KeyError, match=r"auto_scale_lr\.base_batchsize: unknown key; did you mean 'base_batch_size'"):
+        make_runner("b", auto_scale_lr={"enable": True, "base_batchsize": 16}).train()
+
+
+def test_an_endless_sampler_is_refused_by_the_epoch_loop(make_runner):
+    data = toy_config("")["train_dataloader"] | {"sampler": {"type": "InfiniteSampler"}}
+    with pytest.raises(ValueError, match="an InfiniteSampler never ends an epoch"):
+        make_runner(train_dataloader=data).train()
+
+
+def test_iteration_based_run_trains_and_resumes(make_runner, tmp_path):
+    def run(name: str, iters: int, resume: bool = False) -> Runner:
+        data = toy_config("")["train_dataloader"] | {"sampler": {"type": "InfiniteSampler"}}
+        hooks = toy_config("")["default_hooks"] | {
+            "checkpoint": {"type": "CheckpointHook", "interval": 4, "by_epoch": False}
+        }
+        runner = make_runner(
+            name,
+            train_dataloader=data,
+            train_cfg={"by_epoch": False, "max_iters": iters, "val_interval": 4},
+            default_hooks=hooks,
+            param_scheduler={"type": "ConstantLR", "factor": 0.5, "by_epoch": False, "end": 6},
+            resume=resume,
+        )
+        runner.train()
+        return runner
+
+    run("whole", 8)
+    run("cut", 4)
+    run("cut", 8, resume=True)
+    assert same(weights(tmp_path / "whole", "iter_8.pth"), weights(tmp_path / "cut", "iter_8.pth"))
