@@ -72,9 +72,10 @@ class CheckpointHook(Hook):
         self.save_begin = save_begin
 
     def before_train(self, runner: Any) -> None:
-        """Sweep up files that a killed writer left half done."""
+        """Sweep up what a killed run left: files half written, and old ones that it was about to delete."""
         for leftover in Path(runner.work_dir).glob(".*.pth.*.tmp"):
             leftover.unlink()
+        self._prune(runner)
 
     def after_train_epoch(self, runner: Any) -> None:
         """Save at the interval and at the end."""
@@ -145,10 +146,14 @@ class CheckpointHook(Hook):
             meta=meta,
         )
         write_text(Path(runner.work_dir, "last_checkpoint"), name)
-        if self.max_keep_ckpts:
+        self._prune(runner)
+
+    def _prune(self, runner: Any) -> None:
+        kept = runner.message_hub.get_info("kept_checkpoints") or []
+        if self.max_keep_ckpts and len(kept) > self.max_keep_ckpts:
             for old in kept[: -self.max_keep_ckpts]:
                 Path(runner.work_dir, old).unlink(missing_ok=True)
-            hub.update_info("kept_checkpoints", kept[-self.max_keep_ckpts :])
+            runner.message_hub.update_info("kept_checkpoints", kept[-self.max_keep_ckpts :])
 
     def _rules(self, rule: str | Sequence[str] | None) -> dict[str, str]:
         rules = [rule] * max(len(self.save_best), 1) if isinstance(rule, str) else list(rule or [])

@@ -29,8 +29,8 @@ class LoggerHook(Hook):
 
     Args:
         interval: Iterations per line, counted within an epoch.
-        ignore_last: Give the iterations after an epoch's last full interval no line of their own; their
-            values enter the next one. An epoch shorter than ``interval`` always gets its line.
+        ignore_last: Give the iterations after an epoch's last full interval no line. An epoch shorter than
+            ``interval`` always gets one.
         log_metric_by_epoch: Give the visualizer's backends the epoch, not the iteration, with metrics.
         tensorboard: Write TensorBoard events to ``work_dir/tensorboard``.
 
@@ -84,8 +84,9 @@ class LoggerHook(Hook):
             self._write_line(runner, batch_idx)
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Read what is left."""
-        self._unwritten += self._record.read()
+        """Look at the losses that get no line."""
+        self._record.read()
+        self._unwritten = []
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Read what is left, so that no checkpoint is written after a loss that was not finite."""
