@@ -14,8 +14,6 @@ from detkit.registry import TRANSFORMS, check_keys, nearest
 
 __all__ = ["BaseDetDataset"]
 
-# Keys of the metainfo argument that something reads; a subclass adds its own through METAINFO.
-_METAINFO_KEYS = {"classes", "palette", "dataset_type", "task_name"}
 # How many image files are looked for at the start: enough to notice a wrong prefix, few enough to cost nothing.
 _FILES_LOOKED_FOR = 3
 
@@ -45,9 +43,15 @@ class BaseDetDataset(BaseDataset):
 
     Attributes:
         image_sizes: (N, 2) int64, width and height of each image as the annotations state them.
+        metainfo_keys: Keys of the argument ``metainfo`` that something reads, beside those of ``METAINFO``.
+        data_prefix_keys: Those of ``data_prefix``.
+        filter_cfg_keys: Those of ``filter_cfg``.
     """
 
     METAINFO: dict = {}
+    metainfo_keys: tuple[str, ...] = ("classes", "palette", "dataset_type", "task_name")
+    data_prefix_keys: tuple[str, ...] = ("img", "seg")
+    filter_cfg_keys: tuple[str, ...] = ("filter_empty_gt", "min_size")
     _fully_initialized: bool = False
 
     def __init__(
@@ -68,9 +72,9 @@ class BaseDetDataset(BaseDataset):
         return_classes: bool = False,
     ) -> None:
         prefix = {"img": ""} if data_prefix is None else dict(data_prefix)
-        check_keys(metainfo, _METAINFO_KEYS | self.METAINFO.keys(), "metainfo")
-        check_keys(prefix, ("img", "seg"), "data_prefix")
-        check_keys(filter_cfg, ("filter_empty_gt", "min_size"), "filter_cfg")
+        check_keys(metainfo, {*self.metainfo_keys, *self.METAINFO}, "metainfo")
+        check_keys(prefix, self.data_prefix_keys, "data_prefix")
+        check_keys(filter_cfg, self.filter_cfg_keys, "filter_cfg")
         self.seg_map_suffix = seg_map_suffix
         self.backend_args = None if backend_args is None else dict(backend_args)
         self.return_classes = return_classes

@@ -189,8 +189,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, inside):
 def test_an_unknown_split(tmp_path):
     with pytest.raises(ValueError, match="'train' and 'val', not 'test'"):
         generate(tmp_path, "test")
-    with pytest.raises(ValueError, match="'train' and 'val', not 'test'"):
-        ShapesDataset(split="test", data_root=str(tmp_path))
 
 
 @pytest.mark.usefixtures("small")
@@ -202,7 +200,20 @@ def test_the_dataset_draws_itself_on_first_use(tmp_path):
     assert dataset.metainfo["classes"] == ("disc", "triangle", "square", "star", "cross")
     assert dataset.metainfo["category_ids"] == (1, 3, 4, 7, 9)
     assert dataset.metainfo["ann_file"] == str(tmp_path / "shapes" / "train" / "annotations.json")
-    assert len(DATASETS.build({**cfg, "split": "val"})) == 4
+    assert len(DATASETS.build({**cfg, "ann_file": "val/annotations.json"})) == 4
+
+
+@pytest.mark.usefixtures("small")
+def test_ones_own_files_under_the_same_names_are_read_as_they_are(tmp_path):
+    generate(tmp_path, "train")
+    file = tmp_path / "train" / "annotations.json"
+    content = json.loads(file.read_text())
+    content.pop("info")
+    content["images"] = content["images"][:2]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] <= 2]
+    file.write_text(json.dumps(content))
+    assert len(ShapesDataset(data_root=str(tmp_path))) == 2
+    assert json.loads(file.read_text()) == content
 
 
 @pytest.mark.usefixtures("small")

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.logging import print_log
 
 from detkit.datasets.coco import CocoDataset
-from detkit.datasets.shapes.files import ANNOTATIONS, IMAGES, SPLITS, generate
+from detkit.datasets.shapes.files import ANNOTATIONS, IMAGES, SPLITS, generate, is_foreign
 from detkit.registry import DATASETS
 
 __all__ = ["ShapesDataset"]
@@ -19,38 +19,35 @@ __all__ = ["ShapesDataset"]
 class ShapesDataset(CocoDataset):
     """The embedded example data; draws itself below ``data_root`` when it is first read.
 
+    With any other ``ann_file`` than its own two, or one that lies in its place, this is a CocoDataset, so
+    that a config is pointed at other data by its paths alone.
+
     Args:
-        split: ``train`` (1000 images) or ``val`` (250).
+        ann_file: ``train/annotations.json`` (1000 images), ``val/annotations.json`` (250), or a file of one's own.
         data_root: Folder of the data set.
-        ann_file: A file other than the split's own; with one given nothing is drawn, and this is a CocoDataset.
-        data_prefix: Image folder, that of the split if None.
+        data_prefix: Image folder; None is ``images`` beside ``ann_file``.
         kwargs: Arguments of :class:`CocoDataset`.
 
     Raises:
-        ValueError: There is no such split, or its folder holds something else.
+        ValueError: The folder of the split holds example data of another version.
         OSError: ``data_root`` cannot be written.
     """
 
     def __init__(
         self,
-        split: str = "train",
+        ann_file: str = f"train/{ANNOTATIONS}",
         data_root: str = "data/shapes",
-        ann_file: str = "",
         data_prefix: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split: the example data has {' and '.join(map(repr, SPLITS))}, not {split!r}")
-        self.split = split
-        self.is_drawn_here = not ann_file
-        if self.is_drawn_here:
-            ann_file = f"{split}/{ANNOTATIONS}"
-            data_prefix = {"img": f"{split}/{IMAGES}"} if data_prefix is None else data_prefix
-        super().__init__(ann_file, data_root=data_root, data_prefix=data_prefix, **kwargs)
+        folder = Path(ann_file).parent
+        self.split = next((split for split in SPLITS if Path(split, ANNOTATIONS) == Path(ann_file)), None)
+        prefix = {"img": str(folder / IMAGES)} if data_prefix is None else data_prefix
+        super().__init__(ann_file, data_root=data_root, data_prefix=prefix, **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """The records of the split, which is drawn first if its folder is not there."""
-        if self.is_drawn_here:
+        """The records of the file, which is drawn first if it is one of the example data and not there."""
+        if self.split is not None and not is_foreign(Path(self.data_root, self.split)):
             if not Path(self.data_root, self.split).exists():
                 count = SPLITS[self.split].num_images
                 print_log(f"{self.data_root}/{self.split}: drawing {count} example images", logger="current")

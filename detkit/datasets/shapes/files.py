@@ -19,7 +19,9 @@ from pycocotools import mask as rle
 
 from detkit.datasets.shapes.scene import CATEGORIES, VERSION, draw_scene
 
-__all__ = ["ANNOTATIONS", "IMAGES", "SPLITS", "generate"]
+__all__ = ["ANNOTATIONS", "IMAGES", "SPLITS", "generate", "is_foreign"]
+
+ORIGIN = "detkit example data"
 
 
 class Split(NamedTuple):
@@ -60,7 +62,7 @@ def generate(root: str | Path, split: str, num_images: int | None = None, seed: 
         raise ValueError(f"the example data has the splits {' and '.join(map(repr, SPLITS))}, not {split!r}")
     folder, partial = Path(root, split), Path(root, f".{split}-{uuid.uuid4().hex}")
     drawn = {
-        "description": f"detkit example data: {num_images} images drawn by a program from seed {seed}",
+        "description": f"{ORIGIN}: {num_images} images drawn by a program from seed {seed}",
         "version": VERSION,
         "license": "CC0-1.0",
     }
@@ -78,6 +80,18 @@ def generate(root: str | Path, split: str, num_images: int | None = None, seed: 
             shutil.rmtree(partial, ignore_errors=True)
     _check_drawn(folder, drawn)
     return folder
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder of a split holds somebody's own annotations."""
+    file = folder / ANNOTATIONS
+    if not file.is_file():
+        return False
+    try:
+        info = json.loads(file.read_text()).get("info") or {}
+    except (ValueError, AttributeError):
+        return True  # no COCO file of anybody's; whoever reads it says what is wrong
+    return not str(info.get("description", "")).startswith(ORIGIN)
 
 
 def _write(folder: Path, num_images: int, seed: int, info: dict[str, str]) -> None:
