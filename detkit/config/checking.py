@@ -63,10 +63,10 @@ def _check_below(place: Place) -> None:
     for path, value, rule in place.below():
         if isinstance(value, Mapping):
             _check(Place(value, path, rule))
-        elif isinstance(rule, Fields) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        elif isinstance(rule, Fields) and not rule.or_value and type(value) in (str, int, float):
             keys = ", ".join(sorted(rule.keys or ())) or "names of your own"
             raise TypeError(f"{path}: a dict was expected, with the keys {keys}; got {value!r}")
-        elif not place.path and isinstance(rule, Part) and rule.only and isinstance(value, (str, int, float)):
+        elif isinstance(rule, Part) and rule.only and place.states(rule) and type(value) in (str, int, float):
             raise TypeError(f"{path}: a dict with a 'type' was expected, got {value!r}")
 
 

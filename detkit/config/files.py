@@ -57,7 +57,7 @@ def locate(path: str | Path, relative_to: Path | None = None) -> Path:
         found = candidate if candidate.is_file() else None
     if found is None:
         named_by = f" (a base of {relative_to})" if relative_to else ""
-        raise FileNotFoundError(f"no config file {text!r}{named_by}{_nearest_config(candidate)}")
+        raise FileNotFoundError(f"no config file {text!r}{named_by}{_nearest_config(candidate, relative_to)}")
     if found.suffix not in SUFFIXES:
         raise ValueError(f"{found}: a config is a file of {', '.join(SUFFIXES)}, got {found.suffix or 'no suffix'!r}")
     return Path(os.path.abspath(found))
@@ -347,8 +347,9 @@ def _shipped_folders() -> tuple[Path, ...]:
     return tuple(folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir())
 
 
-def _nearest_config(candidate: Path) -> str:
-    files = [file for file in candidate.parent.glob("*") if file.suffix in SUFFIXES]
+def _nearest_config(candidate: Path, relative_to: Path | None) -> str:
+    folders = {candidate.parent, *([relative_to.parent] if relative_to else [])}
+    files = [file for folder in folders for file in folder.glob("*") if file.suffix in SUFFIXES and file != relative_to]
     files += [file for folder in _shipped_folders() for suffix in SUFFIXES for file in folder.rglob(f"*{suffix}")]
     by_name = {file.name: file for file in reversed(files)}
     close = nearest(candidate.name, by_name)

@@ -51,13 +51,14 @@ def load(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] | None =
     """
     file = locate(path)
     edits = parse_overrides(overrides or ())
-    evaluation = _Evaluation()
-    result = evaluation.run(file)
-    if evaluation.followed and result.values.get("default_scope") == "mmdet":
-        follow = False
-        result = _keep_computed(file, evaluation, result)
-    else:
-        follow = True
+    computed_once = _Evaluation(follow=False)
+    result = computed_once.run(file)
+    follow = result.values.get("default_scope") != "mmdet"
+    if computed_once.moved:
+        if follow:
+            result = _Evaluation().run(file)
+        else:
+            _warn_of_computed(file, computed_once.moved, result)
     pins: dict[str, Any] = {}
     # Whole variables first, so that a part of one that is computed from another is set last.
     for edit in sorted(edits, key=lambda edit: len(edit.keys)):
@@ -138,12 +139,13 @@ class _Evaluation:
     """Evaluates a chain of files, each one parsed once.
 
     Attributes:
-        followed: Variables of bases that a child config set, if they are to be followed.
+        follow: Whether bases are evaluated again with the variables that a child sets.
+        moved: Those variables.
     """
 
     def __init__(self, follow: bool = True) -> None:
         self.follow = follow
-        self.followed: set[str] = set()
+        self.moved: set[str] = set()
         self._files: dict[Path, SourceFile] = {}
 
     def run(self, path: Path, pins: Mapping[str, Any] | None = None, inside: tuple[Path, ...] = ()) -> _Result:
@@ -156,9 +158,9 @@ class _Evaluation:
         # The file may edit them in place, and is then run again.
         before = copy.deepcopy({name: bases.values[name] for name in bases.variables})
         own = source.evaluate(bases.values, pins)
-        moved = {n for n in before if self.follow and n in own and n not in pins and own[n] != before[n]}
-        if moved:
-            self.followed |= moved
+        moved = {name for name in before if name in own and name not in pins and own[name] != before[name]}
+        self.moved |= moved
+        if moved and self.follow:
             merged = _merge(own, before, path)
             bases = self._bases(source, {**pins, **{name: merged[name] for name in moved}}, inside)
             # In the file itself _base_.x stays the base's own value: classes = _base_.classes + ('x',) adds once.
@@ -212,18 +214,22 @@ def _without_delete_marks(value: Any) -> Any:
     return value
 
 
-def _keep_computed(file: Path, evaluation: _Evaluation, followed: _Result) -> _Result:
-    """MMDetection's reading of its own configs, with a warning that names what did not follow a variable."""
-    kept = _Evaluation(follow=False).run(file)
-    paths = sorted(set(_differences(kept.values, followed.values)) - evaluation.followed)
+def _warn_of_computed(file: Path, moved: set[str], result: _Result) -> None:
+    """Name what does not follow the variables that a child sets, in a config that is read as MMDetection reads it."""
+    names = ", ".join(sorted(moved))
+    try:
+        followed = _Evaluation().run(file)
+    except ValueError as error:
+        logger.warning("%s sets %s, and what a base computed from it before stays as it was (%s)", file, names, error)
+        return
+    paths = sorted(set(_differences(result.values, followed.values)) - moved)
     if paths:
         logger.warning(
             "%s sets %s, but with default_scope='mmdet' these keep what a base computed before: %s",
             file,
-            ", ".join(sorted(evaluation.followed)),
+            names,
             ", ".join(paths),
         )
-    return kept
 
 
 def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:

@@ -22,10 +22,12 @@ class Place:
         allowed: Names of the keys it may hold; None where any may.
         cls: What is built of it, if anything is.
         problem: Why its type cannot be built; found here, raised by the check.
+        typo: A key that is 'type' with its letters in another order.
     """
 
     def __init__(self, value: Mapping[str, Any], path: str, rule: Rule) -> None:
-        if isinstance(rule, Part) and "type" not in value and rule.untyped is not None:
+        self.typo = next((key for key in value if key != "type" and sorted(str(key)) == sorted("type")), None)
+        if isinstance(rule, Part) and "type" not in value and rule.untyped is not None and self.typo is None:
             rule = rule.untyped
         self.value, self.path, self.rule = value, path, rule
         self.allowed: set[str] | None = None
@@ -52,6 +54,12 @@ class Place:
             declared = _declared(_class(self.value["bbox_head"].get("type"), ("MODELS",)), key)
         return declared or rule_of_argument(key, self.rule)
 
+    def states(self, rule: Rule) -> bool:
+        """Whether ``rule`` is stated for this place, rather than guessed from an argument's name."""
+        return isinstance(self.rule, Fields) and any(
+            rule is stated for stated in (*(self.rule.keys or {}).values(), self.rule.each)
+        )
+
     def below(self) -> Iterator[tuple[str, Any, Rule]]:
         """Path, value and rule of each value, lists taken apart."""
         for key, value in self.value.items():
@@ -67,9 +75,8 @@ class Place:
         kind = self.value.get("type", rule.default(self.value) if callable(rule.default) else rule.default)
         at = f"{self.path}.type" if self.path else "type"
         if kind is None:
-            typo = next((key for key in self.value if sorted(str(key)) == sorted("type")), None)
-            if rule.only or typo:
-                given = f"; {typo!r} is given" if typo else ""
+            if rule.typed or self.typo:
+                given = f"; {self.typo!r} is given" if self.typo else ""
                 self.problem = KeyError(f"{at}: the key is missing{given}, as what to build of {dict(self.value)!r}")
                 self.allowed = {*_MARKS, *rule.extra}
             return
@@ -161,5 +168,5 @@ def _rule_of_names(keys: Any) -> Rule:
     if keys is None:
         return FREE
     if isinstance(keys, Mapping):
-        return Fields({name: _rule_of_names(below) for name, below in keys.items()})
-    return Fields(dict.fromkeys(keys)) if keys else Fields({})
+        return Fields({name: _rule_of_names(below) for name, below in keys.items()}, or_value=True)
+    return Fields(dict.fromkeys(keys), or_value=True)

@@ -30,12 +30,14 @@ class Fields:
         each: Rule of values whose key has none of its own.
         needs: A key without which the dict says nothing.
         instead: Keys that say nothing where another is set, and that other one.
+        or_value: Whether a single value may stand for the dict.
     """
 
     keys: Mapping[str, Rule | None] | None
     each: Rule | None = None
     needs: str | None = None
     instead: Mapping[str, str] = field(default_factory=dict)
+    or_value: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Part:
 
     Attributes:
         registries: Where the type is looked up first, by name; none for a place nobody knows.
-        only: Whether other registries are out of the question and ``type`` is needed.
+        only: Whether other registries are out of the question.
+        typed: Whether a dict without a type is refused.
         extra: Keys that are read besides the constructor's arguments.
         children: Rules of arguments that differ from those of :func:`rule_of_argument`.
         default: The type where the dict has none, or a function of the dict that gives it.
@@ -53,6 +56,7 @@ class Part:
 
     registries: tuple[str, ...] = ()
     only: bool = False
+    typed: bool = False
     extra: tuple[str, ...] = ()
     children: Mapping[str, Rule] = field(default_factory=dict)
     default: str | Callable[[Mapping[str, Any]], str | None] | None = None
@@ -64,17 +68,17 @@ Rule: TypeAlias = "Free | Fields | Part"
 FREE = Free()
 
 
-def _fields(*names: str, instead: Mapping[str, str] | None = None, **rules: Rule) -> Fields:
-    return Fields({**dict.fromkeys(names), **rules}, instead=instead or {})
+def _fields(*names: str, instead: Mapping[str, str] | None = None, or_value: bool = False, **rules: Rule) -> Fields:
+    return Fields({**dict.fromkeys(names), **rules}, instead=instead or {}, or_value=or_value)
 
 
 def _built(*registries: str, **options: Any) -> Part:
-    return Part(registries, only=True, **options)
+    return Part(registries, **{"only": True, "typed": True, **options})
 
 
-_METRICS = Part(
-    ("METRICS", "EVALUATOR"),
-    only=True,
+_METRICS = _built(
+    "METRICS",
+    "EVALUATOR",
     children={"metrics": _built("METRICS")},
     default=lambda cfg: "Evaluator" if "metrics" in cfg else None,
 )
@@ -84,12 +88,9 @@ _PIPELINE = _built("TRANSFORMS")
 _VIS_BACKENDS = _built("VISBACKENDS")
 _SCHEDULER = _built("PARAM_SCHEDULERS", extra=("convert_to_iter_based",))
 
-# torch's DataLoader arguments, but for `shuffle` (the sampler's business), and what mmengine's runner adds.
-DATALOADER_KEYS = (
+_DATALOADER_ARGUMENTS = (
     "batch_size",
     "drop_last",
-    "generator",
-    "in_order",
     "multiprocessing_context",
     "num_workers",
     "persistent_workers",
@@ -97,11 +98,9 @@ DATALOADER_KEYS = (
     "pin_memory_device",
     "prefetch_factor",
     "timeout",
-    "num_batch_per_epoch",
-    "disable_subprocess_warning",
 )
 _DATALOADER = _fields(
-    *DATALOADER_KEYS,
+    *_DATALOADER_ARGUMENTS,
     dataset=_built("DATASETS"),
     sampler=_built("DATA_SAMPLERS"),
     batch_sampler=_built("DATA_SAMPLERS"),
@@ -116,14 +115,12 @@ _PARAMWISE = _fields(
     "norm_decay_mult",
     "flat_decay_mult",
     "dwconv_decay_mult",
-    "dcn_offset_lr_mult",
     "bypass_duplicate",
-    custom_keys=Fields(None, each=_fields("lr_mult", "decay_mult")),
+    custom_keys=Fields(None, each=_fields("lr_mult", "decay_mult", "lr", "weight_decay", "momentum", "betas", "eps")),
 )
 _CLIP_GRAD = _fields("type", "max_norm", "norm_type", "error_if_nonfinite", "foreach", "clip_value")
-_OPTIM_WRAPPER = Part(
-    ("OPTIM_WRAPPERS",),
-    only=True,
+_OPTIM_WRAPPER = _built(
+    "OPTIM_WRAPPERS",
     extra=("optimizer", "constructor", "paramwise_cfg"),
     children={"optimizer": _built("OPTIMIZERS"), "paramwise_cfg": _PARAMWISE, "clip_grad": _CLIP_GRAD},
     default="OptimWrapper",
@@ -160,7 +157,7 @@ RUN = _fields(
     train_dataloader=_DATALOADER,
     val_dataloader=_DATALOADER,
     test_dataloader=_DATALOADER,
-    train_cfg=_built("LOOPS", untyped=Part(("LOOPS",), only=True, default=_train_loop, extra=("by_epoch",))),
+    train_cfg=_built("LOOPS", untyped=_built("LOOPS", default=_train_loop, extra=("by_epoch",))),
     val_cfg=_built("LOOPS", default="ValLoop"),
     test_cfg=_built("LOOPS", default="TestLoop"),
     val_evaluator=_METRICS,
@@ -205,43 +202,28 @@ RUN = _fields(
 assert RUN.keys is not None
 RUN_KEYS = frozenset(RUN.keys)
 
-_NMS = _fields(
-    "type",
-    "iou_threshold",
-    "iou_thr",
-    "class_agnostic",
-    "split_thr",
-    "max_num",
-    "score_threshold",
-    "sigma",
-    "min_score",
-    "method",
-)
+_NMS = _fields("type", "iou_threshold", "score_threshold", "max_num", "class_agnostic", "split_thr")
 _INITIALIZERS = _built(
     "WEIGHT_INITIALIZERS",
+    typed=False,
     extra=("override",),
-    children={"override": Part(("WEIGHT_INITIALIZERS",), True, extra=("name",), untyped=_fields("name"))},
+    children={"override": _built("WEIGHT_INITIALIZERS", extra=("name",), untyped=_fields("name"))},
 )
 
 _ARGUMENTS: dict[str, Rule] = {
     "act_cfg": _built("MODELS"),
     "backend_args": Fields(None, needs="backend"),
     "conv_cfg": _built("MODELS"),
-    "data_prefix": _fields("img", "img_path", "seg", "seg_map_path", "sem_seg", "ann"),
     "data_preprocessor": _built("MODELS"),
     "dataset": _built("DATASETS"),
     "datasets": _built("DATASETS"),
     "dcn": _built("MODELS", extra=("fallback_on_stride",)),
-    "filter_cfg": _fields("filter_empty_gt", "min_size"),
     "init_cfg": _INITIALIZERS,
-    "metainfo": _fields("classes", "palette", "dataset_type", "task_name"),
     "nms": _NMS,
     "norm_cfg": _built("MODELS", extra=("requires_grad",)),
     "pipeline": _PIPELINE,
     "transforms": _PIPELINE,
-    "upsample_cfg": _built(
-        "MODELS", untyped=_fields("mode", "scale_factor", "align_corners", "recompute_scale_factor")
-    ),
+    "upsample_cfg": _built("MODELS", typed=False, extra=("scale_factor",)),
 }
 _PIPELINE_NAME = re.compile(r".*_pipeline")
 _TASK_UTIL = re.compile(r"(.*_)?(assigner|sampler|coder|generator|iou_calculator|match_costs?)")
@@ -255,7 +237,7 @@ def rule_of_argument(name: str, owner: Rule) -> Rule:
     if _PIPELINE_NAME.fullmatch(name):
         return _PIPELINE
     if _TASK_UTIL.fullmatch(name):
-        return _built("TASK_UTILS")
+        return _built("TASK_UTILS", typed=False)
     if _MODEL.fullmatch(name):
-        return _built("MODELS")
+        return _built("MODELS", typed=False)
     return Part(owner.registries) if isinstance(owner, Part) else Part()

@@ -187,6 +187,8 @@ class Pad(BaseTransform):
         ValueError: Not exactly one way to pad was asked for, or an unknown ``padding_mode``.
     """
 
+    pad_val_keys = ("img", "masks", "seg")
+
     def __init__(
         self,
         size: Sequence[int] | None = None,
@@ -208,7 +210,7 @@ class Pad(BaseTransform):
         if size_divisor is not None and size_divisor <= 0:
             raise ValueError(f"size_divisor: a positive number was expected, got {size_divisor}")
         values = dict(pad_val) if isinstance(pad_val, Mapping) else {"img": pad_val}
-        check_keys(values, ("img", "masks", "seg"), "pad_val")
+        check_keys(values, self.pad_val_keys, "pad_val")
         self.size = None if size is None else _pair(size, "size")
         self.size_divisor = size_divisor
         self.pad_to_square = pad_to_square

@@ -39,6 +39,8 @@ class FPN(BaseModule):
         init_cfg: Initialisation.
     """
 
+    upsample_cfg_keys = ("mode", "scale_factor", "align_corners")
+
     def __init__(
         self,
         in_channels: Sequence[int],
@@ -57,7 +59,7 @@ class FPN(BaseModule):
     ) -> None:
         super().__init__(init_cfg or {"type": "Xavier", "layer": "Conv2d", "distribution": "uniform"})
         used = _used_levels(len(in_channels), start_level, end_level, num_outs)
-        check_keys(upsample_cfg, ("mode", "scale_factor", "align_corners"), "upsample_cfg")
+        check_keys(upsample_cfg, self.upsample_cfg_keys, "upsample_cfg")
         self.in_channels = list(in_channels)
         self.out_channels = out_channels
         self.num_outs = num_outs
