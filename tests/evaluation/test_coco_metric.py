@@ -81,6 +81,26 @@ def test_fast_recall_counts_every_object_found(tmp_path):
     assert found["coco/AR@1"] == pytest.approx(len(with_objects) / len(truth))
 
 
+def test_fast_recall_looks_at_the_best_proposals(tmp_path):
+    metric = metric_of(tmp_path, metric="proposal_fast", proposal_nums=(1, 2))
+    found = evaluated(metric, sample_of(5, [CAT_BOX, DOG_BOX], [0, 0], scores=[0.1, 0.9]), sample_of(9, [], []))
+    assert found == {"coco/AR@1": 0, "coco/AR@2": 0.5}
+
+
+def test_own_thresholds_leave_the_fixed_ones_out(tmp_path):
+    found = run_case(case_named("metrics/CocoMetric", "bbox"), tmp_path, iou_thrs=[0.5, 0.75])
+    assert found["coco/bbox_mAP"] > 0
+    assert found["coco/bbox_mAP_50"] == found["coco/bbox_mAP_75"] == -1
+
+
+def test_map_looks_at_a_hundred_detections_and_map_50_at_all(tmp_path):
+    metric = metric_of(tmp_path, classes=("cat",))
+    boxes, scores = [[70.0, 70, 80, 80]] * 100 + [CAT_BOX], [0.9] * 100 + [0.1]
+    found = evaluated(metric, sample_of(5, boxes, [0] * 101, scores=scores), sample_of(9, [], []))
+    assert found["coco/bbox_mAP"] == 0
+    assert found["coco/bbox_mAP_50"] == pytest.approx(1 / 101)
+
+
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_unrounded_numbers_are_those_of_pycocotools(tmp_path, kind):
     case = case_named("metrics/CocoMetric", kind)
@@ -187,6 +207,21 @@ def test_each_metric_keeps_its_own_class_figures(tmp_path):
     assert found["coco/segm_cat_precision"] == found["coco/cat_precision"] == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(("mask_scores", "expected"), [([0.2, 0.8], 1.0), ([0.8, 0.2], 0.5)])
+def test_masks_are_ranked_by_their_own_scores(tmp_path, mask_scores, expected):
+    content = json.loads(json.dumps(ANNOTATIONS))
+    content["annotations"][0]["segmentation"] = [[10, 10, 30, 10, 30, 30, 10, 30]]
+    content["annotations"].pop()
+    masks = torch.zeros(2, 100, 100)
+    masks[0, 60:, 60:] = 1
+    masks[1, 10:30, 10:30] = 1
+    fields = {"masks": masks, "mask_scores": torch.tensor(mask_scores)}
+    metric = metric_of(tmp_path, content, classes=("cat",), metric="segm")
+    empty = sample_of(9, [], [], masks=torch.zeros(0, 100, 100))
+    found = evaluated(metric, sample_of(5, [DOG_BOX, CAT_BOX], [0, 0], scores=[0.5, 0.5], **fields), empty)
+    assert found["coco/segm_mAP"] == pytest.approx(expected)
+
+
 def test_detections_are_written_in_the_results_format(tmp_path):
     metric = metric_of(
         tmp_path, metric=["bbox", "segm"], format_only=True, outfile_prefix=str(tmp_path / "out" / "val")
@@ -204,10 +239,10 @@ def test_ground_truth_may_travel_with_the_samples():
     metric = CocoMetric()
     metric.dataset_meta = {"classes": ("cat", "dog")}
     crowd = {"bbox": DOG_BOX, "bbox_label": 1, "ignore_flag": 1}
-    sample = sample_of(5, [CAT_BOX, DOG_BOX], [0, 1])
+    sample = sample_of(5, [CAT_BOX], [0])
     sample.set_metainfo({"instances": [{"bbox": CAT_BOX, "bbox_label": 0, "ignore_flag": 0}, crowd]})
     metric.process({}, [sample])
-    # The dog is a crowd: neither found nor missed, so only the cat counts.
+    # The dog is a crowd, which cannot be missed, so only the cat counts.
     assert metric.evaluate(1)["coco/bbox_mAP"] == pytest.approx(1)
 
 
@@ -239,12 +274,12 @@ def test_a_class_that_the_file_lacks_is_named(tmp_path):
 
 
 def test_categories_of_one_name_need_their_ids(tmp_path):
-    content = {**ANNOTATIONS, "categories": [*ANNOTATIONS["categories"], {"id": 41, "name": "dog"}]}
-    with pytest.raises(ValueError, match=r"categories \[40, 41\] are all named 'dog'"):
+    content = {**ANNOTATIONS, "categories": [{"id": 39, "name": "dog"}, *ANNOTATIONS["categories"]]}
+    with pytest.raises(ValueError, match=r"categories \[39, 40\] are all named 'dog'"):
         evaluated(metric_of(tmp_path, content), sample_of(9, [DOG_BOX], [1]))
-    metric = metric_of(tmp_path, content, meta={"category_ids": (0, 40)})
+    metric = metric_of(tmp_path, content, meta={"category_ids": (0, 40)}, classwise=True)
     found = evaluated(metric, sample_of(5, [CAT_BOX], [0]), sample_of(9, [DOG_BOX], [1]))
-    assert found["coco/bbox_mAP"] == pytest.approx(1)
+    assert found["coco/dog_precision"] == pytest.approx(1)
 
 
 def test_a_label_without_a_class_is_refused(tmp_path):
