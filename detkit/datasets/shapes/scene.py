@@ -35,14 +35,14 @@ class Scene(NamedTuple):
     masks: NDArray[np.bool_]
 
 
-VERSION = "1.1"  # of the drawing: raise it whenever a pixel or an annotation changes
+VERSION = "1.2"  # of the drawing: raise it whenever a pixel or an annotation changes
 # The ids have holes, as those of COCO do: code that takes an id for a label fails here at once.
 CATEGORIES = {1: "disc", 3: "triangle", 4: "square", 7: "star", 9: "cross"}
 
 _SIZES = [(128, 128)] * 7 + [(96, 128), (128, 96), (96, 128)]  # (height, width), one drawn per image
 _MAX_OBJECTS = 6
 _EMPTY_SHARE = 0.05  # images with clutter only
-_RADIUS = (6.0, 34.0)  # of objects, in pixels, log-uniform
+_RADIUS = (8.0, 36.0)  # of objects, in pixels, log-uniform
 _MIN_VISIBLE = 0.65  # of an object's full area; whatever would leave less of it is not drawn
 _MIN_CONTRAST = 0.3  # RGB distance, channels in [0, 1], between an object's colour and what it is drawn on
 _SUBPIXELS = 4  # coverage is counted on a 4 x 4 grid in each pixel
