@@ -28,8 +28,10 @@ SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
 _ENVIRONMENT = re.compile(r"\{\{['\"]?\s*\$(\w+)\s*:\s*(\S*?)\s*['\"]?\}\}")
 _BASE_VALUE = re.compile(r"\{\{\s*_base_\.([\w.]+)\s*\}\}")
-# In the data formats a placeholder stands bare or in quotes.
-_BASE_VALUE_TOKEN = re.compile(r"\"?\{\{\s*_base_\.([\w.]+)\s*\}\}\"?")
+# In the data formats: a whole string, which stays, or a bare placeholder where a value stands, which gets quotes.
+_STRING_OR_BASE_VALUE = re.compile(
+    r"\"(?:[^\"\\]|\\.)*\"|(\{\{\s*_base_\.[\w.]+\s*\}\})(?=\s*(?:[,\]}]|$))", re.MULTILINE
+)
 
 
 def locate(path: str | Path, relative_to: Path | None = None) -> Path:
@@ -144,7 +146,7 @@ class SourceFile:
         return tree
 
     def _parse_data(self, text: str) -> dict[str, Any]:
-        text = _BASE_VALUE_TOKEN.sub(r'"{{_base_.\1}}"', text)
+        text = _STRING_OR_BASE_VALUE.sub(lambda match: f'"{match[1]}"' if match[1] else match[0], text)
         try:
             if self.path.suffix == ".json":
                 data = json.loads(text)

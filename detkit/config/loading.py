@@ -69,11 +69,15 @@ def load(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] | None =
             pins[name] = values[name]
             result = _Evaluation(follow).run(file, pins)
     cfg = _finish(result, file)
-    import_custom(cfg, file.parent)
-    for edit in edits:
-        if edit.keys[0] not in pins:
+    rest = [edit for edit in edits if edit.keys[0] not in pins]
+    for edit in rest:
+        if edit.keys[0] == "custom_imports":
             apply_edit(cfg._cfg_dict, edit)
     import_custom(cfg, file.parent)
+    # What is imported may be what accepts a key.
+    for edit in rest:
+        if edit.keys[0] != "custom_imports":
+            apply_edit(cfg._cfg_dict, edit)
     if checked:
         check(cfg)
     return cfg
