@@ -1,0 +1,94 @@
+"""RetinaNet, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/1708.02002
+
+    python tools/train.py configs/retinanet/retinanet_r18_fpn_shapes.py
+"""
+
+_base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/default_runtime.py"]
+
+max_epochs = 36
+head_norm = dict(type="GN", num_groups=16)
+
+model = dict(
+    type="RetinaNet",
+    data_preprocessor=dict(
+        type="DetDataPreprocessor",
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_size_divisor=32,
+    ),
+    # From scratch, so nothing is frozen and batch statistics are learnt.
+    backbone=dict(
+        type="ResNet",
+        depth=18,
+        base_channels=32,
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=False,
+        zero_init_residual=False,
+    ),
+    neck=dict(
+        type="FPN",
+        in_channels=[32, 64, 128, 256],
+        out_channels=64,
+        start_level=1,
+        num_outs=3,
+        norm_cfg=dict(type="BN", requires_grad=True),
+    ),
+    bbox_head=dict(
+        type="RetinaHead",
+        num_classes=len(_base_.classes),
+        in_channels=64,
+        feat_channels=64,
+        stacked_convs=2,
+        # The levels share the towers; batch statistics of one level would not fit the others.
+        norm_cfg=head_norm,
+        anchor_generator=dict(
+            type="AnchorGenerator",
+            octave_base_scale=2,
+            scales_per_octave=3,
+            ratios=[0.5, 1.0, 2.0],
+            strides=[8, 16, 32],
+        ),
+        bbox_coder=dict(
+            type="DeltaXYWHBBoxCoder", target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[0.1, 0.1, 0.2, 0.2]
+        ),
+        loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
+        loss_bbox=dict(type="L1Loss", loss_weight=1.0),
+    ),
+    train_cfg=dict(
+        assigner=dict(type="MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1),
+        sampler=dict(type="PseudoSampler"),
+        allowed_border=-1,
+        pos_weight=-1,
+        debug=False,
+    ),
+    test_cfg=dict(
+        nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=100
+    ),
+)
+
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=6)
+val_cfg = dict(type="ValLoop")
+test_cfg = dict(type="TestLoop")
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(
+        type="CosineAnnealingLR",
+        by_epoch=True,
+        begin=0,
+        end=max_epochs,
+        T_max=max_epochs,
+        eta_min_ratio=0.01,
+        convert_to_iter_based=True,
+    ),
+]
+optim_wrapper = dict(
+    type="OptimWrapper",
+    optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.05),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+    clip_grad=dict(max_norm=10.0),
+)
+default_hooks = dict(
+    logger=dict(interval=20),
+    checkpoint=dict(interval=6, save_best="coco/bbox_mAP"),
+)
