@@ -200,9 +200,8 @@ def _build(
 
 def _construct(cls: Any, arguments: dict[str, Any], path: str) -> Any:
     check_arguments(cls, arguments, path)
-    if inspect.isclass(cls) and issubclass(cls, ManagerMixin):
-        return cls.get_instance(**arguments)
-    return cls(**arguments)
+    is_global = inspect.isclass(cls) and issubclass(cls, ManagerMixin)
+    return cls.get_instance(**arguments) if is_global else cls(**arguments)
 
 
 def _build_model(cfg: Any, registry: Registry, default_args: Mapping[str, Any] | None = None, **extra: Any) -> Any:

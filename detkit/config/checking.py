@@ -9,7 +9,7 @@ from typing import Any
 from detkit.config.places import Place
 from detkit.config.printing import dump
 from detkit.config.schema import RUN, RUN_KEYS, Fields, Part
-from detkit.signature import nearest, unknown_argument
+from detkit.signature import unknown_argument
 
 __all__ = ["check", "nearest_key"]
 
@@ -53,7 +53,7 @@ def nearest_key(key: str, here: Collection[str], elsewhere: Iterable[str] = ()) 
     """The key that was meant: its letters in another order, else its name elsewhere, else the one most like it."""
     candidates = (
         *(name for name in here if sorted(name) == sorted(key)),
-        *nearest(key, list(elsewhere)),
+        *elsewhere,
         *difflib.get_close_matches(key, here, n=1, cutoff=0.0),
     )
     return candidates[0] if candidates else ""

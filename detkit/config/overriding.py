@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 
 from mmengine.config import ConfigDict
 
+from detkit.config.checking import nearest_key
 from detkit.config.files import to_config_dict
+from detkit.config.places import accepted_keys
+from detkit.signature import nearest
 
 __all__ = ["Edit", "apply_edit", "parse_overrides", "parse_value"]
 
@@ -189,18 +192,14 @@ def _index(items: Sequence[Any], key: str, edit: Edit, place: str) -> int:
 
 def _is_accepted(cfg: Mapping[str, Any], keys: tuple[str, ...]) -> bool:
     """Whether the place knows the key without the config spelling it out. Looks classes up, hence imports torch."""
-    from detkit.config.places import accepted_keys
-
     return keys[-1] in accepted_keys(cfg, keys[:-1])
 
 
 def _unknown(cfg: Mapping[str, Any], keys: tuple[str, ...], edit: Edit) -> KeyError:
-    from detkit.config.checking import nearest_key
-    from detkit.config.places import accepted_keys
-
     bad = ".".join(keys)
     here = accepted_keys(cfg, keys[:-1]) | set(_get(cfg, keys[:-1]) or ())
-    close = nearest_key(keys[-1], here, (path for path in _paths(cfg) if path.endswith(f".{keys[-1]}")))
+    elsewhere = nearest(bad, [path for path in _paths(cfg) if path.endswith(f".{keys[-1]}")])
+    close = nearest_key(keys[-1], here, elsewhere)
     if close in here:
         close = ".".join((*keys[:-1], close))
     hint = f"; did you mean {close!r}?" if close else ""

@@ -127,7 +127,9 @@ def accepted_keys(cfg: Mapping[str, Any], keys: Collection[str]) -> set[str]:
         path = f"{path}.{key}" if path else key
     if value is None:  # a dict that the config leaves out
         value = {}
-    return set(Place(value, path, rule).allowed or ()) if isinstance(value, Mapping) else set()
+    if not isinstance(value, Mapping):
+        return set()
+    return set(Place(value, path, rule).allowed or (("type",) if isinstance(rule, Part) else ()))
 
 
 def _items(value: Any, path: str, rule: Rule) -> Iterator[tuple[str, Any, Rule]]:
