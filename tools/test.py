@@ -21,7 +21,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work-dir", help="folder of the results (default: work_dirs/<name of the config>/test)")
     parser.add_argument("--device", help="cpu, cuda or cuda:<index> (default: the config's, else CUDA if present)")
     parser.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override config values; +KEY=VALUE adds"
+        "--cfg-options",
+        nargs="+",
+        action="extend",  # given twice, both count
+        default=[],
+        metavar="KEY=VALUE",
+        help="override config values; +KEY=VALUE adds",
     )
     parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
     return parser.parse_args(arguments)

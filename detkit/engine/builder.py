@@ -63,10 +63,9 @@ class PartBuilder(mmengine_runner.Runner):
     _seed: Any
 
     def build_model(self, model: nn.Module | dict[str, Any]) -> nn.Module:
-        """Build the model, its weights drawn from the seed whatever was built before it."""
+        """Build the model."""
         if isinstance(model, nn.Module):
             return model
-        seed_everything(derive_seed(self.seed, "model"))
         with building("model", model):
             return MODELS.build(model)
 

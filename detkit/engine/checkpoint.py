@@ -21,6 +21,7 @@ __all__ = [
     "LoadReport",
     "load_checkpoint_file",
     "load_weights",
+    "open_checkpoint",
     "resume_candidates",
     "save_checkpoint_file",
     "to_plain",
@@ -250,6 +251,13 @@ def resume_candidates(folder: str | os.PathLike[str]) -> list[Path]:
     if last not in numbered:
         return latest_first
     return [last, *(path for path in latest_first if numbered[path] < numbered[last])]
+
+
+def open_checkpoint(source: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint from a file, or from what mmengine has a scheme for (``https://``, ``torchvision://`` …)."""
+    if "://" in str(source):
+        return CheckpointLoader.load_checkpoint(str(source), map_location)
+    return load_checkpoint_file(source, map_location)
 
 
 def load_from_url(url: str, map_location: Any = None, **_: Any) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
-from mmengine.runner.checkpoint import CheckpointLoader
 from rich.console import Console
 from torch import nn
 
@@ -21,6 +20,7 @@ from detkit.engine.builder import PartBuilder
 from detkit.engine.checkpoint import (
     load_checkpoint_file,
     load_weights,
+    open_checkpoint,
     resume_candidates,
     save_checkpoint_file,
     write_text,
@@ -228,7 +228,7 @@ class Runner(PartBuilder):
         self, filename: str, map_location: Any = "cpu", strict: bool = False, revise_keys: Any = None
     ) -> dict[str, Any]:
         """Load weights from a file or URL, and say what did not fit."""
-        checkpoint = CheckpointLoader.load_checkpoint(filename, map_location)
+        checkpoint = open_checkpoint(filename, map_location)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         report = load_weights(_inner(self.model), checkpoint, strict=strict)
         self._has_loaded = True

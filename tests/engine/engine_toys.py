@@ -38,6 +38,10 @@ class ToyModel(BaseModel):
         self.nan_at = nan_at
         self.calls = 0
 
+    def init_weights(self) -> None:
+        super().init_weights()
+        nn.init.normal_(self.bbox_head.fc.weight, std=0.5)
+
     def forward(self, inputs: Any, data_samples: Any = None, mode: str = "tensor") -> Any:
         logits = self.bbox_head.fc(self.body(torch.stack(list(inputs))))
         if mode != "loss":

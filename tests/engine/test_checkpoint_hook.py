@@ -126,21 +126,20 @@ def test_killed_at_any_write_or_deletion_the_run_can_go_on(make_runner, monkeypa
 
     options = {"epochs": 3, "values": (), "save_best": "toy/mAP", "max_keep_ckpts": 1}
     expected = names(run(make_runner, "whole", **options))
-    assert len(expected) == 2
     killed = 0
-    for step in range(2, 12):  # the first write is config.py
-        for after in (False, True):
+    for after in (False, True):
+        for step in range(2, 30):  # the first write is config.py
             left = step
             monkeypatch.setattr(files.os, "replace", count(replace, after))
             monkeypatch.setattr(Path, "unlink", count(unlink, after))
-            name = f"run_{step}_{after}"
             try:
-                run(make_runner, name, **options)
+                run(make_runner, f"run_{step}_{after}", **options)
+                break
             except Killed:
                 killed += 1
             finally:
                 monkeypatch.undo()
-            runner = run(make_runner, name, **options, resume=True)
+            runner = run(make_runner, f"run_{step}_{after}", **options, resume=True)
             assert names(runner) == expected, (step, after)
             assert all(load_checkpoint_file(Path(runner.work_dir, file)) for file in expected)
-    assert killed == 20
+    assert killed > 15

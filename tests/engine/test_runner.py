@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from engine.engine_toys import CLASSES, toy_config
@@ -91,6 +93,20 @@ def test_worker_count_does_not_change_the_weights(make_runner):
     assert same(*states)
 
 
+def test_no_epoch_repeats_the_augmentations_of_another(make_runner):
+    runner = make_runner(epochs=3)
+    seen = []
+    step = runner.model.train_step
+    runner.model.train_step = lambda data, **kwargs: seen.extend(data["inputs"]) or step(data, **kwargs)
+    runner.train()
+    draws = torch.stack(seen)
+    assert len(draws) == 36
+    assert len(draws[:, 0].unique()) == 36
+    orders = draws[:, 3].reshape(3, 12)
+    assert len(orders.unique(dim=0)) == 3
+    assert all(order.sort().values.tolist() == list(range(12)) for order in orders)
+
+
 EMA = [{"type": "EMAHook", "momentum": 0.1, "update_buffers": True}]
 
 
@@ -126,6 +142,25 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(make_ru
     torch.testing.assert_close(one["optimizer"], two["optimizer"], rtol=0, atol=0)
     if "custom_hooks" in changes:
         assert same(one["ema_state_dict"], two["ema_state_dict"])
+
+
+def test_a_hook_that_draws_numbers_draws_them_again(make_runner):
+    class Draws(Hook):
+        def __init__(self) -> None:
+            self.drawn = {}
+
+        def before_val(self, runner):
+            self.drawn[runner.epoch] = (torch.rand(()).item(), np.random.rand(), random.random())
+
+    draws = []
+    for name, epochs, resume in (("whole", 3, False), ("cut", 2, False), ("cut", 3, True)):
+        runner = make_runner(name, epochs=epochs, resume=resume)
+        draws.append(Draws())
+        runner.register_hook(draws[-1])
+        runner.train()
+    whole, first, second = (hook.drawn for hook in draws)
+    assert first == {epoch: whole[epoch] for epoch in (1, 2)}
+    assert second == {epoch: whole[epoch] for epoch in (2, 3)}
 
 
 def test_the_validation_that_was_cut_off_is_made_up_for(make_runner):

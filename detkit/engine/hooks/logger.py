@@ -101,7 +101,7 @@ class LoggerHook(Hook):
         """Write the metrics of a validation."""
         numbers = scalars(metrics or {})
         # A metric per class would fill the screen; metrics.jsonl has them all.
-        text = "  ".join(f"{name} {value:.4f}" for name, value in list(numbers.items())[:8])
+        text = "  ".join(f"{name} {value:.4f}" for name, value in list(numbers.items())[:6])
         if not isinstance(runner._train_loop, BaseLoop):  # validation by itself has no step to put it at
             runner.logger.info("validation  %s", text)
             return
