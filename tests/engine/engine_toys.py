@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
-from detkit.registry import DATASETS, METRICS, MODELS
+from detkit.registry import DATA_SAMPLERS, DATASETS, METRICS, MODELS
 from detkit.structures.sample import DetDataSample
 
 CLASSES = ("disc", "star", "cross")
@@ -75,6 +76,20 @@ class ToyDataset(Dataset):
         sample = DetDataSample(metainfo={"img_path": f"images/{index}.jpg", "img_id": index})
         sample.gt_instances = InstanceData(labels=torch.tensor([index % 3]))
         return {"inputs": noise, "data_samples": sample}
+
+
+@DATA_SAMPLERS.register_module()
+class GlobalShuffle(Sampler):
+    """Shuffles with whatever the process's generator gives, as samplers of users do."""
+
+    def __init__(self, dataset: Dataset, seed: int | None = None) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(len(self)).tolist())
 
 
 @METRICS.register_module()

@@ -83,11 +83,13 @@ def test_same_seed_same_weights(make_runner):
     assert not same(states[0], states[2])
 
 
-def test_worker_count_does_not_change_the_weights(make_runner):
+@pytest.mark.parametrize("sampler", [{"type": "DefaultSampler", "shuffle": True}, {"type": "GlobalShuffle"}])
+def test_worker_count_does_not_change_the_weights(make_runner, sampler):
     states = []
     for workers in (0, 2):
-        cfg = toy_config("")["train_dataloader"] | {"num_workers": workers}
-        runner = make_runner(f"workers_{workers}", epochs=2, train_dataloader=cfg)
+        train, val = (toy_config("")[f"{kind}_dataloader"] | {"num_workers": workers} for kind in ("train", "val"))
+        train["sampler"] = sampler
+        runner = make_runner(f"workers_{workers}", epochs=2, train_dataloader=train, val_dataloader=val)
         runner.train()
         states.append(weights(Path(runner.work_dir), "epoch_2.pth"))
     assert same(*states)
