@@ -12,7 +12,7 @@ import pytest
 import torch
 from mmengine import registry as mmengine_registry
 from mmengine.model import BaseModule
-from mmengine.registry import DefaultScope
+from mmengine.registry import DefaultScope, Registry
 from torch import nn
 
 from detkit import registry
@@ -249,6 +249,11 @@ def test_importable_path_of_a_component(monkeypatch):
         MODELS.build({"type": "users_module.Plain"})
 
 
+def test_importable_path_of_a_registered_class():
+    cls = find("detkit.task_modules.samplers.PseudoSampler", TASK_UTILS)
+    assert cls is find("PseudoSampler", TASK_UTILS) is not None
+
+
 @pytest.mark.parametrize(
     "gadget",
     [
@@ -277,7 +282,11 @@ def test_root_build_is_strict_under_our_scope(scope):
     assert type(mmengine_registry.MODELS.build({"type": "TestedLoss"})) is Loss
 
 
-def test_root_build_is_strict_inside_our_builds():
+@pytest.mark.parametrize("name", [None, "mmengine"])
+def test_root_build_is_strict_inside_our_builds(scope, name):
+    if name:
+        scope(name)
+
     class Wrapper:
         def __init__(self, loss: dict) -> None:
             self.loss = mmengine_registry.MODELS.build(loss)
@@ -285,6 +294,20 @@ def test_root_build_is_strict_inside_our_builds():
     assert type(MODELS.build({"type": Wrapper, "loss": {"type": "TestedLoss"}}).loss) is Loss
     with pytest.raises(TypeError, match=r"^loss\.gama: Loss has no argument 'gama'; did you mean 'gamma'"):
         MODELS.build({"type": Wrapper, "loss": {"type": "TestedLoss", "gama": 1}})
+
+
+def test_registry_of_another_project_inside_our_builds():
+    theirs = Registry("model", parent=mmengine_registry.MODELS, scope="detkit_test_other")
+    theirs.register_module("Theirs", module=Open)
+
+    class Wrapper:
+        def __init__(self, part: dict) -> None:
+            self.part = theirs.build(part)
+
+    try:
+        assert type(MODELS.build({"type": Wrapper, "part": {"type": "Theirs", "must": 1}}).part) is Open
+    finally:
+        del mmengine_registry.MODELS._children["detkit_test_other"]
 
 
 @pytest.mark.parametrize("name", [None, "mmengine"])

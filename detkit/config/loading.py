@@ -196,7 +196,7 @@ class _Evaluation:
 
 def _merge(own: Mapping[str, Any], base: Mapping[str, Any], path: Path) -> ConfigDict:
     try:
-        return MMEngineConfig._merge_a_into_b(copy.deepcopy(own), ConfigDict(base))
+        return MMEngineConfig._merge_a_into_b(own, ConfigDict(base))
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
 
@@ -226,7 +226,7 @@ def _warn_of_computed(file: Path, moved: set[str], result: _Result) -> None:
     except ValueError as error:
         logger.warning("%s sets %s, and what a base computed from it before stays as it was (%s)", file, names, error)
         return
-    paths = sorted(set(_differences(result.values, followed.values)) - moved)
+    paths = sorted(set(_differences(result.values, followed.values)))
     if paths:
         logger.warning(
             "%s sets %s, but with default_scope='mmdet' these keep what a base computed before: %s",

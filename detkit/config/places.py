@@ -125,8 +125,6 @@ def accepted_keys(cfg: Mapping[str, Any], keys: Collection[str]) -> set[str]:
         elif isinstance(value, (list, tuple)):
             value = value[int(key)]
         path = f"{path}.{key}" if path else key
-    if value is None:  # a dict that the config leaves out
-        value = {}
     if not isinstance(value, Mapping):
         return set()
     return set(Place(value, path, rule).allowed or (("type",) if isinstance(rule, Part) else ()))

@@ -203,6 +203,17 @@ def test_keys_that_a_class_declares(config):
     assert refusal(config).startswith("model.neck.tree.branch.twgi: unknown key; did you mean 'twig'?")
 
 
+def test_type_of_any_registry_where_the_name_tells_nothing(config):
+    class Neck(nn.Module):
+        def __init__(self, mine: dict) -> None:
+            super().__init__()
+
+    config["model"]["neck"] = {"type": Neck, "mine": {"type": "MaxIoUAssigner", "pos_thr": 0.5}}
+    assert refusal(config).startswith("model.neck.mine.pos_thr: MaxIoUAssigner has no argument 'pos_thr'")
+    config["model"]["neck"] = {"type": Neck, "mine": {"type": "MaxIuAssigner"}}
+    assert refusal(config).startswith("model.neck.mine.type: 'MaxIuAssigner' is not in the registry MODELS")
+
+
 def test_a_users_class_by_decorator(config):
     @MODELS.register_module()
     class TestedNeck(nn.Module):
@@ -225,12 +236,15 @@ def test_variables(tmp_path):
         KeyError, match=r"unknown key 'forgotten' in .*a\.py; .*Nothing in the config reads 'forgotten'"
     ):
         load(path)
-    path.write_text("root = 'runs/'\nwork_dir = root + 'x'\n")
+    path.write_text("root = 'runs/'\nsteps = [dict(n=1)]\nwork_dir = root + str(steps[0]['n'])\n")
     cfg = load(path)
     cfg.root = "elsewhere/"
-    with pytest.raises(
-        ValueError, match=r"root: the variable was 'runs/' when the config was loaded and is now 'elsew"
-    ):
+    changed = "the variable was 'runs/' when the config was loaded and is now 'elsewhere/'"
+    with pytest.raises(ValueError, match=f"root: {changed}"):
+        check(cfg)
+    cfg = load(path)
+    cfg.steps[0].n = 2
+    with pytest.raises(ValueError, match="steps: the variable was"):
         check(cfg)
 
 

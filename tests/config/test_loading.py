@@ -96,6 +96,11 @@ model = dict(neck=_base_.model.backbone)
     assert read(path).to_dict() == {**expected, "default_scope": "detkit"}
 
 
+def test_byte_order_mark(tmp_path):
+    (tmp_path / "a.py").write_bytes(b"\xef\xbb\xbfwork_dir = 'x'\n")
+    assert read(tmp_path / "a.py").work_dir == "x"
+
+
 def test_default_scope(write):
     assert read(write(a="x = 1")).default_scope == "detkit"
     assert read(write(a="default_scope = 'mine'")).default_scope == "mine"
@@ -260,6 +265,26 @@ def test_child_that_builds_its_variable_in_steps(write):
     assert [step.type for step in pipeline] == ["A", "B"]
 
 
+def test_variable_of_a_function_is_its_own(write):
+    path = write(a="root = 'a/'\ndef name():\n    root = 'b'\n    return root\nwork_dir = root + name()")
+    assert read(path, ["root=c/"]).work_dir == "c/b"
+
+
+def test_edit_of_a_base_that_is_evaluated_again_is_made_once(write):
+    path = write(
+        base="xs = ['a']\nwork_dir = '-'.join(xs)",
+        child="_base_ = 'base.py'\n_base_.xs.append('b')\nxs = list(_base_.xs)",
+    )
+    assert read(path).xs == ["a", "b"]
+    assert read(path).work_dir == "a-b"
+
+
+def test_variable_that_only_a_child_reads(write):
+    path = write(base="root = 'a/'", child="_base_ = 'base.py'\nwork_dir = _base_.root + 'x'")
+    assert set(read(path).variables) == {"root"}
+    assert read(path, ["root=b/"]).work_dir == "b/x"
+
+
 def test_steps_of_an_assignment_are_part_of_it(write):
     path = write(a="xs = ['a']\nxs += ['b']\nys: list = xs\nwork = xs + ys")
     assert read(path).work == ["a", "b", "a", "b"]
@@ -292,6 +317,7 @@ def test_mmdetection_scope_keeps_what_was_computed_and_says_so(write, caplog):
     assert "sets data_root" in message
     assert "train_dataloader.dataset.ann, train_dataloader.dataset.root, val_dataloader.dataset.ann" in message
     assert read(path, ["data_root=o/"]).train_dataloader.dataset.ann == "o/a.json"
+    assert read(path, ["classes=(a,)"]).train_dataloader.dataset.ann == "data/old/a.json"
 
 
 def test_no_warning_where_the_child_restates(write, caplog):

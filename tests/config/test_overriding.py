@@ -169,6 +169,7 @@ def test_delete(config):
     ("override", "error", "message"),
     [
         ("model.backbone.stages.2.n=1", KeyError, r"model\.backbone\.stages has 2 items; did you mean .*stages\.1\?"),
+        ("+model.backbone.stages.2.n=1", KeyError, r"model\.backbone\.stages has 2 items"),
         ("model.backbone.stages.x=1", KeyError, r"model\.backbone\.stages is a list; a position was expected, got 'x'"),
         ("model.backbone.depth.x=1", TypeError, r"model\.backbone\.depth is 50, which has no parts"),
         ("model.backbone.depth.x.y=1", TypeError, r"model\.backbone\.depth is 50, which has no parts"),

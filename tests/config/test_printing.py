@@ -13,8 +13,9 @@ VALUES = {
     "a": 1,
     "b": [1.5, -2, True, None, "it's", b"x"],
     "c": (1,),
-    "d": {"e": {}, "f": [], "g": (), "class": 1, 3: "three", (1, 2): 0},
+    "d": {"e": {}, "f": [], "g": (), 3: "three", (1, 2): 0},
     "h": {"inf": [math.inf, -math.inf], "long": ["a wide string " * 3] * 4},
+    "for_": {"class": 1},
     "i": [[{"type": "A", "scale": (1333, 800)}], "{{ not filled }}"],
 }
 
