@@ -208,7 +208,7 @@ class Runner(PartBuilder):
             if not training:
                 self._check_labels_of(checkpoint)
 
-    def resume(self, filename: str, *_: Any, **__: Any) -> None:
+    def resume(self, filename: str) -> None:
         """Restore everything; mmengine's cannot open its own files on torch 2.6 and later, resumes schedules by
         position whatever they are, and restores no random numbers.
         """
@@ -224,9 +224,7 @@ class Runner(PartBuilder):
         self._has_loaded = True
         self.logger.info("resumed from %s: epoch %d, iteration %d", filename, self.epoch, self.iter)
 
-    def load_checkpoint(
-        self, filename: str, map_location: Any = "cpu", strict: bool = False, revise_keys: Any = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, filename: str, map_location: Any = "cpu", strict: bool = False) -> dict[str, Any]:
         """Load weights from a file or URL, and say what did not fit."""
         checkpoint = open_checkpoint(filename, map_location)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)

@@ -67,7 +67,8 @@ class StepRecord:
         pending, self._pending = self._pending, []
         if not pending:
             return []
-        fetched = iter(torch.cat([entry.values for entry in pending]).tolist())
+        tensors = [entry.values for entry in pending if entry.names]
+        fetched = iter(torch.cat(tensors).tolist() if tensors else [])
         steps = []
         for entry in pending:
             values = {**{name: next(fetched) for name in entry.names}, **entry.numbers}
