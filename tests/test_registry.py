@@ -47,7 +47,7 @@ class Head(nn.Module):
         if how == "with an addition":
             loss_cls = {**loss_cls, "weight": 3.0}
         elif how == "changed":
-            loss_cls = {"type": loss_cls["type"], "gama": 1.0}
+            loss_cls = {"type": loss_cls["type"], "gama": 2.0}
         self.loss_cls = MODELS.build(loss_cls)
         self.loss_box = MODELS.build(loss_box) if loss_box else None
 
@@ -167,6 +167,15 @@ def test_two_equal_types_are_told_apart_by_their_arguments():
     cfg = detector()
     cfg["head"]["loss_box"] = {"type": "TestedLoss", "weihgt": 1.0}
     with building("", {"model": cfg}), pytest.raises(TypeError, match=r"^model\.head\.loss_box\.weihgt"):
+        MODELS.build(cfg)
+
+
+def test_two_equal_types_with_an_addition_are_told_apart():
+    cfg = detector(gamma=1.0)
+    cfg["head"]["how"] = "with an addition"
+    cfg["head"]["loss_box"] = {"type": "TestedLoss", "gamma": 2.0}
+    cfg["head"]["loss_cls"]["gama"] = 1.0
+    with building("", {"model": cfg}), pytest.raises(TypeError, match=r"^model\.head\.loss_cls\.gama"):
         MODELS.build(cfg)
 
 
