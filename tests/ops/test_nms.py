@@ -31,7 +31,7 @@ def test_boxes_of_different_classes_do_not_suppress_each_other():
 
 def test_wrong_configs_name_the_key():
     boxes, scores, labels = torch.zeros(1, 4), torch.zeros(1), torch.zeros(1).long()
-    with pytest.raises(KeyError, match="nms.iou_thr: unknown key; did you mean 'iou_threshold'"):
+    with pytest.raises(KeyError, match=r"nms\.iou_thr: unknown key; did you mean 'iou_threshold'"):
         batched_nms(boxes, scores, labels, {"type": "nms", "iou_thr": 0.5})
-    with pytest.raises(ValueError, match="nms.type: unknown kind 'mns'; did you mean 'nms'"):
+    with pytest.raises(ValueError, match=r"nms\.type: unknown kind 'mns'; did you mean 'nms'"):
         batched_nms(boxes, scores, labels, {"type": "mns", "iou_threshold": 0.5})

@@ -97,7 +97,7 @@ def _clip(coordinate: Tensor, max_shape: Shape | Sequence[Shape] | Tensor, axis:
     elif isinstance(max_shape[0], Sequence):
         limits = coordinate.new_tensor([one[axis] for one in max_shape])  # type: ignore[index]
     else:
-        return coordinate.clamp(0, max_shape[axis])  # type: ignore[call-overload]
+        return coordinate.clamp(0, float(max_shape[axis]))  # type: ignore[arg-type]
     limits = limits.to(coordinate).reshape(*limits.shape, *([1] * (coordinate.dim() - limits.dim())))
     return torch.minimum(coordinate.clamp(min=0), limits)
 
