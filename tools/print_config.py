@@ -16,7 +16,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-path", help="write the text to this file instead of the terminal")
     parser.add_argument("--no-check", action="store_true", help="print at once, without looking up what it names")
     parser.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override config values; +KEY=VALUE adds"
+        "--cfg-options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override config values; +KEY=VALUE adds",
     )
     parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
     return parser.parse_args(arguments)

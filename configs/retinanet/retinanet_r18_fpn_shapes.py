@@ -1,11 +1,11 @@
 """RetinaNet, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/1708.02002
 
-    python tools/train.py configs/retinanet/retinanet_r18_fpn_shapes.py
+python tools/train.py configs/retinanet/retinanet_r18_fpn_shapes.py
 """
 
 _base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/default_runtime.py"]
 
-max_epochs = 42
+max_epochs = 30
 head_norm = dict(type="GN", num_groups=16)
 
 model = dict(
@@ -55,9 +55,7 @@ model = dict(
             ratios=[0.5, 1.0, 2.0],
             strides=[8, 16, 32],
         ),
-        bbox_coder=dict(
-            type="DeltaXYWHBBoxCoder", target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[0.1, 0.1, 0.2, 0.2]
-        ),
+        bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[0.1, 0.1, 0.2, 0.2]),
         loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
         loss_bbox=dict(type="L1Loss", loss_weight=0.2),
     ),

@@ -13,7 +13,6 @@ import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from detkit.engine import checkpoint as module
 from detkit.engine.checkpoint import (
     load_checkpoint_file,
     load_weights,
@@ -21,6 +20,7 @@ from detkit.engine.checkpoint import (
     save_checkpoint_file,
     to_plain,
 )
+from detkit.models import pretrained
 
 
 class Evil:
@@ -140,10 +140,10 @@ def test_code_behind_a_url_is_not_run(tmp_path, monkeypatch):
     torch.save({"x": Evil(trace)}, tmp_path / "x.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     with pytest.raises(pickle.UnpicklingError):
-        module.load_from_url((tmp_path / "x.pth").as_uri())
+        pretrained._load_from_url((tmp_path / "x.pth").as_uri())
     assert not trace.exists()
     for name in ("http://host/x.pth", "https://host/x.pth"):
-        assert CheckpointLoader._get_checkpoint_loader(name) is module.load_from_url
+        assert CheckpointLoader._get_checkpoint_loader(name) is pretrained._load_from_url
 
 
 def test_load_weights_reports_what_does_not_fit(tmp_path):
