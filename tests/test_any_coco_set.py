@@ -15,9 +15,18 @@ from detkit.registry import DATASETS, METRICS
 CONFIG = "configs/retinanet/retinanet_r18_fpn_shapes.py"
 NAMES = ["disc", "triangle", "square", "star", "cross"]
 IDS = {"from 0": [0, 1, 2, 3, 4], "from 1": [1, 2, 3, 4, 5], "with holes": [7, 3, 90, 21, 12]}
-SMALL = ["model.backbone.base_channels=8", "model.neck.in_channels=[8,16,32]", "model.neck.out_channels=16",
-         "model.bbox_head.in_channels=16", "model.bbox_head.feat_channels=16", "batch_size=4", "max_epochs=1",
-         "train_cfg.val_interval=1", "default_hooks.checkpoint.interval=1", "default_hooks.logger.interval=1"]  # fmt: skip
+SMALL = [
+    "model.backbone.base_channels=8",
+    "model.neck.in_channels=[8,16,32]",
+    "model.neck.out_channels=16",
+    "model.bbox_head.in_channels=16",
+    "model.bbox_head.feat_channels=16",
+    "batch_size=4",
+    "max_epochs=1",
+    "train_cfg.val_interval=1",
+    "default_hooks.checkpoint.interval=1",
+    "default_hooks.logger.interval=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +79,7 @@ def test_category_ids_do_not_matter(drawn, tmp_path):
 def test_a_class_list_in_another_order_names_predictions_rightly(drawn, tmp_path):
     classes = ["star", "disc", "cross", "square", "triangle"]
     _, last = train(drawn, with_ids(drawn, IDS["with holes"]), tmp_path, classes)
-    assert {f"coco/bbox_{name}_precision" for name in classes} <= last.keys()
+    assert {f"coco/{name}_precision" for name in classes} <= last.keys()
     inferencer = DetInferencer(str(tmp_path / "epoch_1.pth"), device="cpu")
     (found,) = inferencer([str(drawn / "mine" / "images" / "00000.jpg")], score_thr=0.0)
     assert len(found) > 0
@@ -94,4 +103,4 @@ def test_annotations_as_predictions_are_perfect_in_every_class(drawn, ids, class
         metric.process({}, [sample.to_dict()])
     result = metric.evaluate(len(dataset))
     for name in classes:
-        assert result[f"coco/bbox_{name}_precision"] == pytest.approx(1.0), name
+        assert result[f"coco/{name}_precision"] == pytest.approx(1.0), name

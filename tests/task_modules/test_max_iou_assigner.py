@@ -38,14 +38,14 @@ def test_by_hand():
 @settings(max_examples=25, deadline=None)
 @given(count=st.integers(0, 6), seed=st.integers(0, 10_000), low_quality=st.booleans())
 def test_permuting_objects_permutes_the_assignment(count, seed, low_quality):
-    priors, gt = boxes(60, seed + 1), instances(count, seed)
+    priors, gt = InstanceData(priors=boxes(60, seed + 1)), instances(count, seed)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     use = assigner(match_low_quality=low_quality)
-    first = use.assign(InstanceData(priors=priors), gt)
-    second = use.assign(InstanceData(priors=priors), gt[order])
-    # Labels number the objects, so they must not depend on the order; equal best overlaps are not drawn.
-    assert torch.equal(first.labels, second.labels)
+    first, second = use.assign(priors, gt), use.assign(priors, gt[order])
     assert torch.equal(first.max_overlaps, second.max_overlaps)
+    assert torch.equal(first.gt_inds > 0, second.gt_inds > 0)
+    if not low_quality:  # of objects that claim the same prior by rule 3, the last wins
+        assert torch.equal(first.labels, second.labels)
 
 
 @settings(max_examples=25, deadline=None)
