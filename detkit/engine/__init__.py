@@ -2,6 +2,7 @@
 
 from detkit.engine.checkpoint import load_checkpoint_file, load_weights, save_checkpoint_file
 from detkit.engine.hooks import (
+    ChannelsLastHook,
     CheckInvalidLossHook,
     CheckpointHook,
     DetVisualizationHook,
@@ -15,6 +16,7 @@ from detkit.engine.runner import Runner
 
 __all__ = [
     "AmpOptimWrapper",
+    "ChannelsLastHook",
     "CheckInvalidLossHook",
     "CheckpointHook",
     "DefaultOptimWrapperConstructor",

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop
+from torch import Tensor
 
 import detkit
 from detkit.engine.checkpoint import load_weights
@@ -84,6 +86,7 @@ def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
         runner.optim_wrapper.load_state_dict(checkpoint["optimizer"])
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path}: its optimizer state does not fit optim_wrapper: {error}") from error
+    _align_optimizer_state(runner.optim_wrapper)
     _restore_schedulers(runner, checkpoint.get("param_schedulers"), path)
     for key, value in checkpoint["message_hub"].items():
         runner.message_hub.update_info(key, value)
@@ -114,6 +117,16 @@ def _check_position(runner: Any, meta: Mapping[str, Any], path: str) -> None:
             f"epochs have {meta['epoch'] * length} iterations now; a run is resumed at the end of an epoch, with "
             "the dataset and batch size it was started with"
         )
+
+
+def _align_optimizer_state(optim_wrapper: Any) -> None:
+    """Give moments the memory format of their parameters; fused CPU kernels walk both as raw memory."""
+    wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
+    for wrapper in wrappers:
+        for parameter, state in wrapper.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _restore_schedulers(runner: Any, saved: Any, path: str) -> None:

@@ -57,6 +57,18 @@ class ToyModel(BaseModel):
         return {"loss_cls": loss, "loss_bbox": logits.float().square().mean()}
 
 
+@MODELS.register_module()
+class ToyConvModel(ToyModel):
+    """With a convolution, whose weight has a memory format."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.body = nn.Sequential(nn.Conv2d(2, 8, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Flatten())
+
+    def forward(self, inputs: Any, data_samples: Any = None, mode: str = "tensor") -> Any:
+        return super().forward([one.view(1, 2, 2).repeat(2, 1, 1) for one in inputs], data_samples, mode)
+
+
 @DATASETS.register_module()
 class ToyDataset(Dataset):
     """Samples that draw from every generator, so that seeding any of them wrongly shows."""

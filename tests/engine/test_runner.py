@@ -441,3 +441,31 @@ def test_iteration_based_run_trains_and_resumes(make_runner, tmp_path):
     run("cut", 4)
     run("cut", 8, resume=True)
     assert same(weights(tmp_path / "whole", "iter_8.pth"), weights(tmp_path / "cut", "iter_8.pth"))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_resuming_in_another_memory_format_changes_nothing(make_runner, first):
+    """Fused AdamW walks weights and moments as raw memory, whatever their strides say."""
+
+    def run(name: str, channels_last: bool, **changes) -> Runner:
+        return make_runner(
+            name,
+            epochs=4,
+            model={"type": "ToyConvModel", "bbox_head": {"type": "ToyHead"}},
+            optim_wrapper={"optimizer": {"type": "AdamW", "lr": 0.01, "fused": True}},
+            custom_hooks=[{"type": "ChannelsLastHook"}] if channels_last else [],
+            **changes,
+        )
+
+    whole = run("whole", first)
+    whole.train()
+    stop_after(run("parts", first), 2)
+    resumed = run("parts", not first, resume=True)
+    resumed.train()
+    weight = resumed.model.body[2].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) is not first
+    state = resumed.optim_wrapper.optimizer.state[weight]
+    assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == weight.stride()
+    expected = whole.model.state_dict()
+    for name, value in resumed.model.state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=0, check_stride=False)
