@@ -143,9 +143,14 @@ def test_something_else_in_the_folder_is_not_taken_for_it(tmp_path):
     generate(tmp_path, "val", num_images=2)
     with pytest.raises(ValueError, match=r"val/annotations\.json: expected .*3 images.*found .*2 images.*remove"):
         generate(tmp_path, "val", num_images=3)
+    (tmp_path / "val" / "annotations.json").write_text('{"info": {"description": "mine"}}')
+    with pytest.raises(ValueError, match=r"val/annotations\.json: expected .*found .*mine.*name another") as info:
+        generate(tmp_path, "val", num_images=3)
+    assert "remove" not in str(info.value)
     (tmp_path / "train").mkdir()
-    with pytest.raises(ValueError, match=r"train/annotations\.json: expected .*found no such file"):
+    with pytest.raises(FileNotFoundError, match=r"train/annotations\.json does not exist") as info:
         generate(tmp_path, "train", num_images=1)
+    assert "remove" not in str(info.value)
 
 
 def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
@@ -201,6 +206,25 @@ def test_the_dataset_draws_itself_on_first_use(tmp_path):
     assert dataset.metainfo["category_ids"] == (1, 3, 4, 7, 9)
     assert dataset.metainfo["ann_file"] == str(tmp_path / "shapes" / "train" / "annotations.json")
     assert len(DATASETS.build({**cfg, "ann_file": "val/annotations.json"})) == 4
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", ["mine", "shapes"])
+def test_a_folder_without_its_file_is_neither_drawn_into_nor_to_be_removed(tmp_path, name):
+    (tmp_path / name / "train" / "images").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=rf"{name}/train/annotations\.json does not exist") as info:
+        ShapesDataset(data_root=str(tmp_path / name))
+    assert "remove" not in str(info.value)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([name, "train", "images"])
+
+
+@pytest.mark.usefixtures("small")
+def test_a_misspelt_folder_is_an_error_unless_drawing_is_asked_for(tmp_path):
+    root = tmp_path / "mien"
+    with pytest.raises(FileNotFoundError, match=r"mien/train/annotations\.json does not exist .*there is no folder"):
+        ShapesDataset(data_root=str(root))
+    assert not root.exists()
+    assert len(ShapesDataset(data_root=str(root), draw=True)) == 6
 
 
 @pytest.mark.usefixtures("small")

@@ -19,7 +19,7 @@ from pycocotools import mask as rle
 
 from detkit.datasets.shapes.scene import CATEGORIES, VERSION, draw_scene
 
-__all__ = ["ANNOTATIONS", "IMAGES", "SPLITS", "generate", "is_foreign"]
+__all__ = ["ANNOTATIONS", "IMAGES", "OWN_FOLDER", "SPLITS", "generate", "is_foreign"]
 
 ORIGIN = "detkit example data"
 
@@ -34,6 +34,7 @@ class Split(NamedTuple):
 SPLITS = {"train": Split(1000, seed=0), "val": Split(250, seed=1)}
 ANNOTATIONS = "annotations.json"
 IMAGES = "images"
+OWN_FOLDER = "shapes"  # a data_root of this name is the example data's own
 
 
 def generate(root: str | Path, split: str, num_images: int | None = None, seed: int | None = None) -> Path:
@@ -52,7 +53,9 @@ def generate(root: str | Path, split: str, num_images: int | None = None, seed: 
         The folder of the split.
 
     Raises:
-        ValueError: ``split`` has no default and number or seed is not given, or the folder was drawn otherwise.
+        ValueError: ``split`` has no default and number or seed is not given, or the folder was drawn otherwise
+            or holds other annotations.
+        FileNotFoundError: The folder is there, without annotations.
         OSError: ``root`` cannot be written.
     """
     if split in SPLITS:
@@ -83,15 +86,18 @@ def generate(root: str | Path, split: str, num_images: int | None = None, seed: 
 
 
 def is_foreign(folder: Path) -> bool:
-    """Whether a folder of a split holds somebody's own annotations."""
-    file = folder / ANNOTATIONS
-    if not file.is_file():
+    """Whether the folder of a split is there and is not one that ``generate`` wrote."""
+    if not folder.exists():
         return False
+    file = folder / ANNOTATIONS
     try:
-        info = json.loads(file.read_text()).get("info") or {}
+        return not file.is_file() or not _is_drawn(json.loads(file.read_text()).get("info"))
     except (ValueError, AttributeError):
         return True  # no COCO file of anybody's; whoever reads it says what is wrong
-    return not str(info.get("description", "")).startswith(ORIGIN)
+
+
+def _is_drawn(info: Any) -> bool:
+    return isinstance(info, dict) and str(info.get("description", "")).startswith(ORIGIN)
 
 
 def _write(folder: Path, num_images: int, seed: int, info: dict[str, str]) -> None:
@@ -141,6 +147,13 @@ def _rename(partial: Path, folder: Path) -> None:
 def _check_drawn(folder: Path, info: dict[str, str]) -> None:
     """Refuse a folder that holds something else than what was asked for."""
     file = folder / ANNOTATIONS
-    found = json.loads(file.read_text()).get("info") if file.is_file() else "no such file"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} does not exist, but its folder does; the example data is not written into a folder with "
+            "other files: name another one"
+        )
+    found = json.loads(file.read_text()).get("info")
     if found != info:
-        raise ValueError(f"{file}: expected {info}, found {found}; remove {folder} to have it written anew")
+        # Only what was drawn may be removed: it can be drawn again.
+        remedy = f"remove {folder} to have it written anew" if _is_drawn(found) else "name another folder"
+        raise ValueError(f"{file}: expected {info}, found {found}; {remedy}")
