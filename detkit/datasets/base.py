@@ -14,8 +14,8 @@ from detkit.registry import TRANSFORMS, check_keys, nearest
 
 __all__ = ["BaseDetDataset"]
 
-# How many image files are looked for at the start: enough to notice a wrong prefix, few enough to cost nothing.
-_FILES_LOOKED_FOR = 3
+# Missing images told one by one; the rest are counted.
+_TOLD = 3
 
 
 class BaseDetDataset(BaseDataset):
@@ -95,10 +95,10 @@ class BaseDetDataset(BaseDataset):
         )
 
     def full_init(self) -> None:
-        """Read the annotations, filter them, say what was kept, and look for the first image files.
+        """Read the annotations, filter them, say what was kept, and look for every local image file.
 
         Raises:
-            FileNotFoundError: The annotation file or one of the first images is not there.
+            FileNotFoundError: The annotation file or an image is not there.
             ValueError: The annotations are not what the format needs, or no image is left.
         """
         if self._fully_initialized:
@@ -207,13 +207,36 @@ class BaseDetDataset(BaseDataset):
         raise FileNotFoundError(message)
 
     def _look_for_images(self) -> None:
-        for info in self.data_list[:_FILES_LOOKED_FOR]:
+        """Refuse local images that are not there, before the first of them is needed."""
+        listed: dict[str, set[str]] = {}
+        missing = []
+        for info in self.data_list:
             path = info["img_path"]
-            if not self._is_remote(path) and not os.path.isfile(path):
-                raise FileNotFoundError(
-                    f"{path}: image {info['img_id']} of {self.ann_file} does not exist; its path is joined "
-                    f"from {self._origin} and the annotation's file name"
-                )
+            if self._is_remote(path):
+                continue
+            folder, name = os.path.split(path)
+            if folder not in listed:
+                listed[folder] = _files_in(folder)
+            # The name may differ from the listed one in case or Unicode form: then the file system decides.
+            if name not in listed[folder] and not os.path.isfile(path):
+                missing.append(info)
+        if not missing:
+            return
+        first = missing[0]
+        message = f"{first['img_path']}: image {first['img_id']} of {self.ann_file} does not exist"
+        if len(missing) > 1:
+            others = ", ".join(info["img_path"] for info in missing[1:_TOLD]) + ", …" * (len(missing) > _TOLD)
+            message += f", {len(missing)} of {len(self.data_list)} images do not: also {others}"
+        raise FileNotFoundError(f"{message}; the path is joined from {self._origin} and the annotation's file name")
 
     def _is_remote(self, path: str) -> bool:
         return self.backend_args is not None or "://" in path
+
+
+def _files_in(folder: str) -> set[str]:
+    """Names of the files in a folder; none of one that cannot be listed, whose files may still be opened."""
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()

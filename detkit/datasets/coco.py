@@ -45,7 +45,7 @@ class CocoDataset(BaseDetDataset):
         kwargs: Arguments of :class:`BaseDetDataset`.
 
     Raises:
-        FileNotFoundError: The JSON file or one of its first images is not there.
+        FileNotFoundError: The JSON file or an image is not there.
         ValueError: The file is not COCO JSON, an annotation is impossible, or a class is not in the file.
     """
 

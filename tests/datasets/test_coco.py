@@ -312,6 +312,22 @@ def test_a_wrong_image_folder_fails_at_once(make):
         make(data_prefix={"img": "imgs"})
 
 
+@pytest.mark.parametrize(("gone", "also"), [([4], ""), ([1, 2, 3, 4], r", 4 of 6 images .*2\.png, \S*3\.png, …")])
+def test_missing_images_are_named_at_the_start(make, tmp_path, gone, also):
+    value = content()
+    value["images"] = [{"id": 10 + i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in range(6)]
+    for i in range(6):
+        cv2.imwrite(str(tmp_path / "img" / f"{i}.png"), np.zeros((30, 40, 3), dtype=np.uint8))
+    for i in gone:
+        (tmp_path / "img" / f"{i}.png").unlink()
+    dataset = make(value, lazy_init=True)
+    message = rf"{gone[0]}\.png: image {10 + gone[0]} of .*ann\.json does not exist{also}; .*data_prefix"
+    with pytest.raises(FileNotFoundError, match=message):
+        dataset.full_init()
+    with pytest.raises(FileNotFoundError, match=message):
+        make(value)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
