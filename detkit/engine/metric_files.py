@@ -60,6 +60,7 @@ class MetricFiles:
             prefix: Put before a name without a ``/`` in TensorBoard: ``train`` or ``val``.
         """
         if self._file is None:
+            _drop_torn_line(self._path)
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - open until the run ends
         line: dict[str, float | None] = {"step": step, "epoch": epoch}
         line.update({name: value if math.isfinite(value) else None for name, value in values.items()})
@@ -79,6 +80,13 @@ class MetricFiles:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what a killed run left after the last line break; the next line would be glued to it."""
+    if path.exists():
+        with open(path, "r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _event_writer(folder: Path, step: int) -> SummaryWriter:

@@ -17,6 +17,7 @@ from detkit.engine.console import ProgressDisplay, duration
 from detkit.engine.hooks import LoggerHook
 from detkit.engine.metric_files import MetricFiles, scalars
 from detkit.engine.step_record import StepRecord
+from detkit.visualization.curves import read_metrics
 
 
 def lines(folder: Path) -> list[dict]:
@@ -82,6 +83,16 @@ def test_a_new_run_puts_the_old_numbers_aside_and_a_resumed_one_goes_on(tmp_path
     assert [line["step"] for line in lines(tmp_path)] == [1, 3]
     (old,) = tmp_path.glob("metrics_*.jsonl")
     assert json.loads(old.read_text())["step"] == 1
+
+
+@pytest.mark.parametrize("torn", ['{"step": 2, "lo', '{"step": 2}'])
+def test_a_line_that_was_cut_off_does_not_spoil_the_resumed_runs_first(tmp_path, torn):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + torn)
+    files = MetricFiles(tmp_path, 1, tensorboard=False)
+    files.write(2, 1, {"loss": 0.5}, "train")
+    files.close()
+    assert read_metrics(path) == [{"step": 1}, {"step": 2, "epoch": 1, "loss": 0.5}]
 
 
 def test_tensorboard_events_without_tensorflow(make_runner):
