@@ -62,6 +62,14 @@ def test_best_is_remembered_by_a_resumed_run(make_runner):
     assert runner.message_hub.get_info("best")["toy/mAP"]["score"] == 0.5
 
 
+def test_validation_by_itself_saves_nothing(make_runner):
+    hooks = toy_config("")["default_hooks"] | {"checkpoint": {"type": "CheckpointHook", "save_best": "auto"}}
+    runner = make_runner(default_hooks=hooks)
+    assert "toy/mAP" in runner.val()
+    assert names(runner) == set()
+    assert runner.message_hub.get_info("best") is None
+
+
 def test_an_unknown_metric_is_named_with_the_nearest(make_runner):
     with pytest.raises(KeyError, match=r"save_best: the evaluator gives no 'toy/map_50'; did you mean 'toy/mAP'"):
         run(make_runner, save_best="toy/map_50")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.hooks import Hook
+from mmengine.runner import BaseLoop
 
 from detkit.engine.checkpoint import write_text
 from detkit.engine.metric_files import scalars
@@ -95,7 +96,8 @@ class CheckpointHook(Hook):
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
         """Save the weights if a metric is better than ever before."""
-        if not self.save_best or not metrics:
+        # Validation by itself judges weights that a checkpoint holds already.
+        if not self.save_best or not metrics or not isinstance(runner._train_loop, BaseLoop):
             return
         numbers = scalars(metrics)
         for key in [next(iter(numbers))] if self.save_best == ["auto"] else self.save_best:
