@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from mmengine.logging import print_log
 from detkit.datasets.base import BaseDetDataset
 from detkit.datasets.label_map import LabelMap
 from detkit.registry import DATASETS
+from detkit.structures.annotations import box_fault, reference_fault
 
 __all__ = ["CocoDataset"]
 
@@ -128,7 +128,7 @@ class CocoDataset(BaseDetDataset):
         seen: set = set()
         ignored, tiny, largest = 0, 0, 0.0
         for index, annotation in enumerate(annotations):
-            fault = _reference_fault(annotation, seen, records, known)
+            fault = reference_fault(annotation, seen, records, known)
             if fault is not None:
                 faults.append(f"{_name(annotation, index)}: {fault}")
                 continue
@@ -139,7 +139,7 @@ class CocoDataset(BaseDetDataset):
                 ignored += 1
                 continue
             record = records[annotation["image_id"]]
-            fault = _box_fault(annotation.get("bbox"), record["width"], record["height"])
+            fault = box_fault(annotation.get("bbox"), record["width"], record["height"])
             if fault is not None:
                 faults.append(f"annotation {annotation['id']} (image {annotation['image_id']}): {fault}")
                 continue
@@ -190,40 +190,6 @@ def _unique(entries: Sequence[Any], what: str, keys: Sequence[str], file: str) -
             raise ValueError(f"{file}: the {what} id {entry['id']!r} occurs more than once")
         by_id[entry["id"]] = entry
     return by_id
-
-
-def _reference_fault(annotation: Any, seen: set, images: Mapping[Any, Any], categories: set) -> str | None:
-    """What is wrong with the ids of an annotation; adds its own to ``seen``."""
-    if not isinstance(annotation, dict):
-        return "an object was expected"
-    for key in ("id", "image_id", "category_id"):
-        if key not in annotation:
-            return f"has no {key}"
-        if not isinstance(annotation[key], (int, str)):
-            return f"a number was expected as {key}, got {annotation[key]!r}"
-    if annotation["id"] in seen:
-        return "its id occurs more than once"
-    seen.add(annotation["id"])
-    if annotation["image_id"] not in images:
-        return f"the file has no image {annotation['image_id']!r}"
-    if annotation["category_id"] not in categories:
-        return f"the file has no category {annotation['category_id']!r}"
-    return None
-
-
-def _box_fault(box: Any, image_width: int, image_height: int) -> str | None:
-    """What makes an ``[x, y, width, height]`` box impossible; None if it is one."""
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
-        return f"a box [x, y, width, height] was expected, got {box!r}"
-    if not all(map(math.isfinite, box)):
-        return f"the box {box} is not finite"
-    x, y, width, height = box
-    for side, value in (("width", width), ("height", height)):
-        if value <= 0:
-            return f"the box {box} has {side} {value}" + ("; is it x1, y1, x2, y2?" if value < 0 else "")
-    if x >= image_width or y >= image_height or x + width <= 0 or y + height <= 0:
-        return f"the box {box} is outside its image of {image_width} x {image_height}"
-    return None
 
 
 def _name(entry: Any, index: int, what: str = "annotation") -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from mmengine.fileio import get_text
 from mmengine.logging import print_log
 from numpy.typing import NDArray
 from pycocotools import mask as rle
+
+from detkit.structures.annotations import box_fault, reference_fault
 
 __all__ = [
     "carried_content",
@@ -94,7 +98,10 @@ def write_detections(detections: Sequence[Mapping[str, Any]], path: str) -> None
 
 
 def read_annotations(file: str, backend_args: dict[str, Any] | None) -> dict[str, Any]:
-    """The content of a COCO annotation file, without annotations that have no box to be found.
+    """The content of a COCO annotation file, without the impossible annotations.
+
+    They are those that ``CocoDataset(bad_annotations='drop')`` leaves out, so that what no detector was shown is
+    not missed. (Where it raises instead, there are none.)
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -112,16 +119,28 @@ def read_annotations(file: str, backend_args: dict[str, Any] | None) -> dict[str
         raise ValueError(
             f"{file}: is not COCO: {', '.join(missing)} missing; an object with {', '.join(needed)} needed"
         )
-    annotations = [annotation for annotation in content["annotations"] if _has_box(annotation)]
-    if len(annotations) < len(content["annotations"]):
-        count = len(content["annotations"]) - len(annotations)
-        print_log(f"{file}: {count} annotations without a box of positive size are not evaluated", logger="current")
+    images = {image["id"]: image for image in content["images"]}
+    categories = {category["id"] for category in content["categories"]}
+    seen: set = set()
+    annotations = [a for a in content["annotations"] if not _is_bad(a, seen, images, categories)]
+    count = len(content["annotations"]) - len(annotations)
+    if count:
+        print_log(
+            f"{file}: not evaluated: {count} bad annotation{'s' * (count > 1)}, which bad_annotations='drop' of the "
+            "data set leaves out, too",
+            logger="current",
+            level=logging.WARNING,
+        )
     return {**content, "annotations": annotations}
 
 
-def _has_box(annotation: Mapping[str, Any]) -> bool:
-    box = annotation.get("bbox")
-    return box is not None and len(box) == 4 and bool(np.isfinite(box).all()) and min(box[2:]) > 0
+def _is_bad(annotation: Any, seen: set, images: Mapping[Any, Mapping], categories: set) -> bool:
+    if reference_fault(annotation, seen, images, categories) is not None:
+        return True
+    image = images[annotation["image_id"]]
+    # Evaluation itself needs no image sizes: without them no box is outside.
+    width, height = image.get("width", math.inf), image.get("height", math.inf)
+    return box_fault(annotation.get("bbox"), width, height) is not None
 
 
 def carried_instances(sample: Mapping[str, Any]) -> list[dict[str, Any]]:

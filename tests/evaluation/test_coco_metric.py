@@ -11,7 +11,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from reference import assert_same, case_named, cases
 
+from detkit.datasets import CocoDataset
 from detkit.evaluation import CocoMetric
+from detkit.evaluation.coco_results import read_annotations
 from detkit.registry import METRICS
 from detkit.structures.sample import DetDataSample
 
@@ -253,13 +255,41 @@ def test_ground_truth_from_nowhere_is_refused():
         metric.process({}, [sample_of(5, [], [])])
 
 
+BAD = [
+    {"image_id": 5, "category_id": 40, "bbox": [200, 1, 5, 5], "id": 3},
+    {"image_id": 5, "category_id": 40, "bbox": [-5, 1, 5, 5], "id": 4},
+    {"image_id": 5, "category_id": 40, "bbox": [1, 1, None, 5], "id": 5},
+    {"image_id": 5, "bbox": [1, 1, 5, 5], "id": 6},
+    {"category_id": 40, "bbox": [1, 1, 5, 5], "id": 7},
+    {"image_id": 5, "category_id": 40, "bbox": [1, 1, 5, 5]},
+    {"image_id": 5, "category_id": 40, "bbox": [1, 1, 5, 5], "id": 1},
+    {"image_id": 6, "category_id": 40, "bbox": [1, 1, 5, 5], "id": 8},
+    {"image_id": 5, "category_id": 999, "bbox": [1, 1, 5, 5], "id": 9},
+]
+
+
+def test_the_metric_leaves_out_what_the_data_set_drops(tmp_path, told):
+    content = json.loads(json.dumps(ANNOTATIONS))
+    content["images"] = [{**image, "file_name": "x.png"} for image in content["images"]]
+    # A box partly outside stays, in both.
+    content["annotations"] += [*BAD, {"image_id": 9, "category_id": 40, "bbox": [95, 95, 10, 10], "id": 10}]
+    metric = metric_of(tmp_path, content)
+    metric.process({}, [sample_of(5, [CAT_BOX], [0]), sample_of(9, [DOG_BOX, [95, 95, 105, 105]], [1, 1])])
+    assert metric.evaluate(2)["coco/bbox_mAP"] == pytest.approx(1)
+    assert any(f"not evaluated: {len(BAD)} bad annotations," in line for line in told)
+    file = str(tmp_path / "annotations.json")
+    dataset = CocoDataset(file, data_prefix={"img": "mem://"}, bad_annotations="drop", test_mode=True)
+    kept = {instance["ann_id"] for i in range(2) for instance in dataset.get_data_info(i)["instances"]}
+    assert kept == {a["id"] for a in read_annotations(file, None)["annotations"]} == {1, 2, 10}
+
+
 def test_boxes_of_no_size_are_not_missed(tmp_path, told):
     content = json.loads(json.dumps(ANNOTATIONS))
     content["annotations"].append({"id": 3, "image_id": 5, "category_id": 0, "bbox": [1, 1, 0, 5]})
     metric = metric_of(tmp_path, content)
     metric.process({}, [sample_of(5, [CAT_BOX], [0]), sample_of(9, [DOG_BOX], [1])])
     assert metric.evaluate(2)["coco/bbox_mAP"] == pytest.approx(1)
-    assert any("1 annotations without a box" in line for line in told)
+    assert any("not evaluated: 1 bad annotation," in line for line in told)
 
 
 def evaluated(metric, *given):
