@@ -95,6 +95,38 @@ def test_leftovers_of_a_killed_writer_are_swept_up(make_runner, tmp_path):
     assert not leftover.exists()
 
 
+def test_a_new_run_puts_the_checkpoints_of_an_earlier_one_aside(make_runner, capfd):
+    """Killed before its first save, it leaves nothing that resuming could take for its own."""
+    first = run(make_runner, epochs=2, save_best="toy/mAP")
+    folder = Path(first.work_dir)
+    written = (folder / "last_checkpoint").stat().st_mtime
+    kept = {name: (folder / name).read_bytes() for name in (*names(first), "last_checkpoint")}
+    for once in (1, 2):  # the second time within the same second
+        stop = {"type": "ToyDataset", "fail_at": 0}
+        data = toy_config("")["train_dataloader"] | {"dataset": stop}
+        second = make_runner(epochs=2, train_dataloader=data)
+        capfd.readouterr()
+        with pytest.raises(ValueError, match="truncated"):
+            second.train()
+        assert names(second) == set()
+        assert not (folder / "last_checkpoint").exists()
+        aside = sorted(folder.glob("previous_*"))
+        assert len(aside) == once
+        assert f"checkpoints of an earlier run were moved to {aside[-1]}" in capfd.readouterr().err
+        assert {path.name: path.read_bytes() for path in aside[-1].iterdir()} == kept
+        for name, content in kept.items():
+            (folder / name).write_bytes(content)
+        os.utime(folder / "last_checkpoint", (written, written))
+    for name in kept:
+        (folder / name).unlink()
+    resumed = run(make_runner, epochs=1, resume=True)
+    assert "starting from scratch" in capfd.readouterr().err
+    assert names(resumed) == {"epoch_1.pth"}
+    again = run(make_runner, epochs=2, resume=True)  # what goes on moves nothing
+    assert names(again) == {"epoch_1.pth", "epoch_2.pth"}
+    assert len(list(folder.glob("previous_*"))) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ class CheckpointHook(Hook):
     """Writes ``epoch_N.pth`` and names it in ``last_checkpoint``; keeps the best by a metric.
 
     A new file is complete on disk before an older one is deleted: killed at any moment, the run can go on.
+    A run that starts anew puts the checkpoints of an earlier one in the same folder aside, in
+    ``previous_<time>``, where <time> is that of the earlier run's last checkpoint.
 
     Args:
         interval: Epochs (or iterations) between checkpoints; None or -1 for none but the last.
@@ -73,9 +77,14 @@ class CheckpointHook(Hook):
         self.save_begin = save_begin
 
     def before_train(self, runner: Any) -> None:
-        """Sweep up what a killed run left: files half written, and old ones that it was about to delete."""
+        """Sweep up what a killed run left: files half written, and old ones that it was about to delete.
+
+        A new run does not go on among the checkpoints of an earlier one.
+        """
         for leftover in Path(runner.work_dir).glob(".*.pth.*.tmp"):
             leftover.unlink()
+        if runner.iter == 0:
+            _put_aside(runner)
         self._prune(runner)
 
     def after_train_epoch(self, runner: Any) -> None:
@@ -163,6 +172,20 @@ class CheckpointHook(Hook):
         if wrong or (rules and len(rules) != max(len(self.save_best), 1)):
             raise ValueError(f"CheckpointHook: rule must be 'greater' or 'less', or one per save_best, got {rule!r}")
         return dict(zip(self.save_best, rules, strict=False)) if rules else {}
+
+
+def _put_aside(runner: Any) -> None:
+    pointer = Path(runner.work_dir, "last_checkpoint")
+    if not pointer.exists():
+        return
+    written = time.strftime("%Y%m%d_%H%M%S", time.localtime(pointer.stat().st_mtime))
+    names = chain([f"previous_{written}"], (f"previous_{written}_{number}" for number in count(1)))
+    folder = next(path for path in map(pointer.with_name, names) if not path.exists())
+    folder.mkdir()
+    # The pointer goes last: a run killed in between leaves it, and the next one moves the rest.
+    for path in [*sorted(pointer.parent.glob("*.pth")), pointer]:
+        path.rename(folder / path.name)
+    runner.logger.warning("checkpoints of an earlier run were moved to %s", folder)
 
 
 def _count(name: str, value: int | None) -> int | None:
