@@ -27,9 +27,9 @@ class CocoDataset(BaseDetDataset):
     """A dataset in a COCO JSON file with any category ids.
 
     Classes come by name. With ``metainfo=dict(classes=[...])`` label ``i`` is the i-th name of that list,
-    and objects of other categories are left out; without it every category of the file is a class, in
-    ascending id order. ``metainfo`` of the dataset then holds ``classes``, ``category_ids`` (the file's id
-    of each class) and ``ann_file`` (absolute).
+    and objects of other categories are left out, how many is in the log; without it every category of the file is
+    a class, in ascending id order. ``metainfo`` of the dataset then holds ``classes``, ``category_ids`` (the
+    file's id of each class) and ``ann_file`` (absolute).
 
     An annotation that cannot be right is an error: a box that is no box (not four finite numbers, zero or
     negative width or height, wholly outside its image), an image or a category that the file does not
@@ -126,7 +126,7 @@ class CocoDataset(BaseDetDataset):
         labels = {category_id: label for label, category_id in enumerate(self.label_map.category_ids)}
         faults: list[str] = []
         seen: set = set()
-        ignored, tiny, largest = 0, 0, 0.0
+        others, ignored, tiny, largest = 0, 0, 0, 0.0
         for index, annotation in enumerate(annotations):
             fault = reference_fault(annotation, seen, records, known)
             if fault is not None:
@@ -134,6 +134,7 @@ class CocoDataset(BaseDetDataset):
                 continue
             label = labels.get(annotation["category_id"])
             if label is None:
+                others += 1
                 continue
             if annotation.get("ignore"):
                 ignored += 1
@@ -157,9 +158,9 @@ class CocoDataset(BaseDetDataset):
             if annotation.get("segmentation"):
                 instance["mask"] = annotation["segmentation"]
             record["instances"].append(instance)
-        self._tell(faults, ignored, tiny, largest)
+        self._tell(faults, others, ignored, tiny, largest)
 
-    def _tell(self, faults: Sequence[str], ignored: int, tiny: int, largest: float) -> None:
+    def _tell(self, faults: Sequence[str], others: int, ignored: int, tiny: int, largest: float) -> None:
         """Raise or log what was left out, and why; ``largest`` is the largest coordinate of all boxes."""
         if faults:
             more = f"; and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
@@ -172,7 +173,11 @@ class CocoDataset(BaseDetDataset):
                 f"{self.ann_file}: all {tiny} boxes lie within the first pixel; COCO boxes are "
                 "[x, y, width, height] in pixels, not relative to the image size"
             )
-        for count, what in ((ignored, "marked 'ignore'"), (tiny, "narrower or lower than one pixel")):
+        for count, what in (
+            (others, "of categories that are not in the class list"),
+            (ignored, "marked 'ignore'"),
+            (tiny, "narrower or lower than one pixel"),
+        ):
             if count:
                 print_log(f"{self.ann_file}: {_plural(count, 'annotation')} {what} left out", logger="current")
 
