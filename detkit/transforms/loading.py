@@ -257,10 +257,15 @@ def _check_size(img: np.ndarray, results: Mapping[str, Any]) -> None:
     stated = (results.get("height", img.shape[0]), results.get("width", img.shape[1]))
     if stated == img.shape[:2]:
         return
-    turned = "; the sides are swapped: was it annotated without its EXIF orientation?" * (stated == img.shape[1::-1])
+    remedy = "correct width and height in the annotation file"
+    if stated == img.shape[1::-1]:
+        remedy += (
+            ", or, if the boxes were drawn on the image as stored, without its EXIF orientation, load it so: "
+            "color_type='color_ignore_orientation' of LoadImageFromFile"
+        )
     raise ValueError(
         f"{results['img_path']}: the image file has {img.shape[1]} x {img.shape[0]} pixels (width x height), "
-        f"its annotation says {stated[1]} x {stated[0]}{turned}"
+        f"its annotation says {stated[1]} x {stated[0]}: {remedy}"
     )
 
 

@@ -39,10 +39,13 @@ def test_float_and_grey_images(image):
 
 def test_a_size_that_disagrees_with_the_annotations_names_both(image):
     path, _ = image
-    message = rf"^{re.escape(path)}: the image file has 40 x 30 pixels \(width x height\), its annotation says 41 x 30$"
+    message = (
+        rf"^{re.escape(path)}: the image file has 40 x 30 pixels \(width x height\), its annotation says 41 x 30: "
+    )
+    message += "correct width and height in the annotation file$"
     with pytest.raises(ValueError, match=message):
         LoadImageFromFile()({"img_path": path, "height": 30, "width": 41})
-    with pytest.raises(ValueError, match=r"says 30 x 40; the sides are swapped: .*EXIF"):
+    with pytest.raises(ValueError, match=r"says 30 x 40: correct width and height .*EXIF.*'color_ignore_orientation'"):
         LoadImageFromFile()({"img_path": path, "height": 40, "width": 30})
     assert LoadImageFromFile()({"img_path": path, "height": 30, "width": 40})["img_shape"] == (30, 40)
 
@@ -64,7 +67,7 @@ def test_a_dataset_raises_the_loaders_error(tmp_path, image):
     }
     (tmp_path / "ann.json").write_text(json.dumps(content))
     dataset = CocoDataset(ann_file="ann.json", data_root=str(tmp_path), pipeline=[{"type": "LoadImageFromFile"}])
-    with pytest.raises(ValueError, match=r"^/.*a\.png: .* says 40 x 31$"):
+    with pytest.raises(ValueError, match=r"^/.*a\.png: .* says 40 x 31: "):
         dataset[0]
 
 
