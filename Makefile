@@ -6,13 +6,16 @@ DEMO_CONFIG := configs/retinanet/retinanet_r18_fpn_shapes.py
 DEMO_DIR := work_dirs/retinanet_r18_fpn_shapes
 ARGS ?=
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-slow lint format clean
 
 demo: $(VENV)/.installed ## Train, evaluate and look at a RetinaNet on the example data.
 	$(BIN)/python tools/train.py $(DEMO_CONFIG) $(ARGS)
 
 test: $(VENV)/.dev ## All tests; at most 8 minutes on 2 cores.
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev ## What takes minutes: the demo, twice.
+	$(BIN)/python -m pytest -m slow -s
 
 lint: $(VENV)/.dev ## Style, import rules, types.
 	$(BIN)/ruff check .

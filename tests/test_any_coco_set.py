@@ -23,8 +23,6 @@ SMALL = [
     "model.bbox_head.feat_channels=16",
     "batch_size=4",
     "max_epochs=1",
-    "train_cfg.val_interval=1",
-    "default_hooks.checkpoint.interval=1",
     "default_hooks.logger.interval=1",
 ]
 

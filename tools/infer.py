@@ -1,6 +1,8 @@
 """Find objects in images: ``python tools/infer.py IMAGE... --checkpoint CKPT``."""
 
 import argparse
+import sys
+from pathlib import Path
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,11 +20,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main(args: argparse.Namespace) -> None:
+def infer(args: argparse.Namespace) -> None:
     """Run the detector and print what it finds."""
     import json
     from collections import Counter
-    from pathlib import Path
 
     from detkit.inference import DetInferencer
 
@@ -38,8 +39,13 @@ def main(args: argparse.Namespace) -> None:
     print(f"pictures: {args.out_dir}")
 
 
-if __name__ == "__main__":
-    arguments = parse_args()
+def main() -> None:
+    args = parse_args()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
     from detkit.engine.cli import run_cli
 
-    run_cli(main, arguments, show_traceback=arguments.traceback)
+    run_cli(infer, args, show_traceback=args.traceback)
+
+
+if __name__ == "__main__":
+    main()

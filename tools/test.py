@@ -41,8 +41,8 @@ def configure(args: argparse.Namespace) -> Any:
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.device is not None:
         cfg.device = args.device
-    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    for evaluator in evaluators:
+    evaluators = cfg.get("test_evaluator") or []
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
         show_classes(evaluator)
     return cfg
 

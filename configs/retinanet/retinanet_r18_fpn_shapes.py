@@ -6,6 +6,9 @@ python tools/train.py configs/retinanet/retinanet_r18_fpn_shapes.py
 _base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/default_runtime.py"]
 
 max_epochs = 30
+interval = max(1, max_epochs // 3)  # epochs between validations and checkpoints
+# Anchors have the sides 2 to 3.2 strides: here 16 to 101 pixels. For larger objects add strides (64, 128).
+strides = [8, 16, 32]
 head_norm = dict(type="GN", num_groups=16)
 
 model = dict(
@@ -37,7 +40,7 @@ model = dict(
         out_channels=64,
         start_level=1,
         add_extra_convs="on_output",
-        num_outs=3,
+        num_outs=len(strides),
         norm_cfg=dict(type="BN", requires_grad=True),
     ),
     bbox_head=dict(
@@ -53,7 +56,7 @@ model = dict(
             octave_base_scale=2,
             scales_per_octave=3,
             ratios=[0.5, 1.0, 2.0],
-            strides=[8, 16, 32],
+            strides=strides,
         ),
         bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[0.1, 0.1, 0.2, 0.2]),
         loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
@@ -71,7 +74,7 @@ model = dict(
     ),
 )
 
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=max_epochs // 3)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=interval)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 param_scheduler = [
@@ -94,6 +97,6 @@ optim_wrapper = dict(
 )
 default_hooks = dict(
     logger=dict(interval=20),
-    checkpoint=dict(interval=max_epochs // 3, save_best="coco/bbox_mAP"),
+    checkpoint=dict(interval=interval, save_best="coco/bbox_mAP"),
 )
 custom_hooks = [dict(type="ChannelsLastHook")]

@@ -2,7 +2,7 @@
 
     python tools/train.py configs/retinanet/retinanet_r50_fpn_1x_coco.py
 
-8 GPUs x 2 images. Not trained here yet; state dict and losses equal MMDetection's (tests/models, tests/configs).
+8 GPUs x 2 images. Not trained here yet; state dict and losses equal MMDetection's (tests/models).
 """
 
 _base_ = [

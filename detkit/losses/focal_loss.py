@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,6 +41,8 @@ def focal_loss_with_prob(pred: Tensor, target: Tensor, gamma: float = 2.0, alpha
 
 def _modulation(prob: Tensor, target: Tensor, gamma: float, alpha: float) -> Tensor:
     error = (1 - prob) * target + prob * (1 - target)
+    if 0 < gamma < 1:  # the slope of a root is infinite at 0
+        error = error.clamp(min=torch.finfo(error.dtype).eps)
     return (alpha * target + (1 - alpha) * (1 - target)) * error.pow(gamma)
 
 

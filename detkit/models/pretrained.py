@@ -16,6 +16,9 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 __all__ = ["load_checkpoint_file", "load_torchvision", "open_checkpoint"]
 
+# Where weights may come from: a file, a URL, torchvision, or OpenMMLab's lists of URLs.
+SAFE_SCHEMES = {"", "http://", "https://", "torchvision://", "modelzoo://", "open-mmlab://", "openmmlab://", "mmcls://"}
+
 # The unpickler raises whatever a broken stream makes it stumble over.
 _BROKEN = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, pickle.UnpicklingError)
 
@@ -31,7 +34,7 @@ def load_checkpoint_file(path: str | os.PathLike[str], map_location: Any = "cpu"
         FileNotFoundError: No such file.
         ValueError: The file is truncated, is no checkpoint, or would run code when opened.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     try:
@@ -101,9 +104,17 @@ def _load_from_path(filename: str, map_location: Any = None) -> dict[str, Any]:
     return load_checkpoint_file(filename, map_location)
 
 
+def _refuse(filename: str, map_location: Any = None, **_: Any) -> dict[str, Any]:
+    scheme = filename.partition(":")[0]
+    raise ValueError(f"{filename}: weights are not fetched from {scheme}:; download the file and give its path")
+
+
 # mmengine opens what an `init_cfg` or a URL names with weights_only=False (or, for local files, with torch's
 # default, which is False before torch 2.6): a file could run code. Its loaders are replaced, for every caller.
 CheckpointLoader.register_scheme(prefixes="", loader=_load_from_path, force=True)
 CheckpointLoader.register_scheme(prefixes=["http://", "https://"], loader=_load_from_url, force=True)
 CheckpointLoader.register_scheme(prefixes=["torchvision://", "modelzoo://"], loader=load_torchvision, force=True)
-mmengine_checkpoint.load_from_http = _load_from_url  # open-mmlab:// goes through it
+for _prefix in set(CheckpointLoader._schemes) - SAFE_SCHEMES:
+    CheckpointLoader.register_scheme(prefixes=_prefix, loader=_refuse, force=True)
+mmengine_checkpoint.load_from_http = _load_from_url  # open-mmlab:// and mmcls:// go through these two
+mmengine_checkpoint.load_from_local = _load_from_path

@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor
 
 from detkit.registry import check_keys, nearest
+from detkit.structures.precision import full_precision
 
 __all__ = ["batched_nms", "nms"]
 
@@ -32,7 +33,8 @@ def nms(
         Boxes with scores (K, 5), best first, and their indices (K,) in ``boxes``.
     """
     # torchvision's kernel knows no half precision on the CPU and loses boxes in it elsewhere.
-    kept_boxes, kept_scores = boxes.float(), scores.float()
+    (kept_boxes,) = full_precision(boxes)
+    kept_scores = scores.to(kept_boxes.dtype)
     index = None
     if score_threshold > 0:
         index = (kept_scores > score_threshold).nonzero().squeeze(1)
@@ -74,7 +76,8 @@ def batched_nms(
     arguments = {key: value for key, value in nms_cfg.items() if key in ("iou_threshold", "score_threshold", "max_num")}
     apart = boxes
     if not nms_cfg.get("class_agnostic", class_agnostic) and boxes.numel() > 0:
-        # Groups are moved so far apart that they cannot touch.
-        apart = boxes.float() + (idxs.to(torch.float32) * (boxes.float().max() + 1))[:, None]
+        # Groups are moved so far apart that they cannot touch; in float64, or far away boxes would be rounded.
+        apart = boxes.double() - boxes.min()
+        apart = apart + (idxs * (apart.max() + 1))[:, None]
     _, keep = nms(apart, scores, **arguments)
     return torch.cat([boxes[keep], scores[keep, None]], dim=1), keep

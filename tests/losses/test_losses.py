@@ -98,7 +98,7 @@ def test_half_precision_computes_in_float32(loss, shape, target, dtype):
 @pytest.mark.parametrize("logit", [-100.0, 100.0])
 @pytest.mark.parametrize("label", [0, 1])
 def test_extreme_logits_stay_finite(logit, label):
-    for loss in (FocalLoss(), CrossEntropyLoss(use_sigmoid=True), CrossEntropyLoss()):
+    for loss in (FocalLoss(), FocalLoss(gamma=0.5), CrossEntropyLoss(use_sigmoid=True), CrossEntropyLoss()):
         pred = torch.full((1, 2), logit, requires_grad=True)
         value = loss(pred, torch.tensor([label]))
         value.backward()
