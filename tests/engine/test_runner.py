@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -469,3 +470,61 @@ def test_resuming_in_another_memory_format_changes_nothing(make_runner, first):
     expected = whole.model.state_dict()
     for name, value in resumed.model.state_dict().items():
         torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=0, check_stride=False)
+
+
+def test_passes_of_an_iteration_based_run_differ_in_augmentation_and_order(make_runner):
+    runner = make_runner(train_cfg={"by_epoch": False, "max_iters": 9, "val_interval": 9})
+    drawn: list[list[torch.Tensor]] = []
+
+    class Collect(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            drawn.append(data_batch["inputs"])
+
+    runner.register_hook(Collect())
+    runner.train()
+    passes = [torch.stack([*chain(*drawn[start : start + 3])]) for start in (0, 3, 6)]
+    orders = [one[:, 3].tolist() for one in passes]
+    assert all(sorted(order) == list(range(12)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert len({value for one in passes for value in one[:, :3].flatten().tolist()}) == 3 * 12 * 3
+
+
+@pytest.mark.parametrize("sampler", ["DefaultSampler", "GlobalShuffle"])
+def test_an_iteration_based_run_resumes_in_its_second_pass(make_runner, tmp_path, sampler):
+    def run(name: str, iters: int, resume: bool = False) -> None:
+        make_runner(
+            name,
+            train_dataloader=toy_config("")["train_dataloader"] | {"sampler": {"type": sampler}},
+            train_cfg={"by_epoch": False, "max_iters": iters, "val_interval": 8},
+            default_hooks={"checkpoint": {"type": "CheckpointHook", "interval": 4, "by_epoch": False}},
+            param_scheduler=None,
+            resume=resume,
+        ).train()
+
+    run("whole", 8)
+    run("cut", 4)
+    run("cut", 8, resume=True)
+    assert same(weights(tmp_path / "whole", "iter_8.pth"), weights(tmp_path / "cut", "iter_8.pth"))
+
+
+@pytest.mark.parametrize("key", ["label_map", "dataset_meta"])
+def test_labels_of_a_checkpoint_are_held_against_the_data(make_runner, tmp_path, capfd, key):
+    make_runner("first", epochs=1).train()
+    checkpoint = load_checkpoint_file(tmp_path / "first" / "epoch_1.pth")
+    del checkpoint["meta"]["label_map"]
+    for name, classes in (("same", CLASSES), ("other", CLASSES[::-1])):
+        checkpoint["meta"][key] = {"classes": list(classes)}
+        save_checkpoint_file(checkpoint, tmp_path / f"{name}.pth")
+    other, difference = str(tmp_path / "other.pth"), "label 0 is 'cross' in one and 'disc' in the other"
+    with pytest.raises(ValueError, match=difference):
+        make_runner("tested", load_from=other).test()
+    with pytest.raises(ValueError, match=difference):
+        make_runner("resumed", epochs=2, resume=other).train()
+    make_runner("tested", load_from=str(tmp_path / "same.pth")).test()
+    capfd.readouterr()
+    make_runner("finetuned", epochs=1, load_from=str(tmp_path / "same.pth")).train()
+    assert "label 0" not in capfd.readouterr().err
+    make_runner("finetuned", epochs=1, load_from=other).train()
+    assert f"{difference}; heads that fit start from the weights of other classes" in " ".join(
+        capfd.readouterr().err.split()
+    )
