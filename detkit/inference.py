@@ -20,7 +20,7 @@ from torch import nn
 from detkit import config as configs
 from detkit.engine.checkpoint import load_checkpoint_file, load_weights
 from detkit.engine.environment import select_device
-from detkit.engine.labels import check_heads
+from detkit.engine.labels import check_heads, classes_of
 from detkit.registry import MODELS, TRANSFORMS, building
 from detkit.structures import DetDataSample
 from detkit.transforms import LoadImageFromNDArray
@@ -222,10 +222,7 @@ def _config_of(content: Mapping[str, Any], config: Any, checkpoint: Path_) -> Ma
 
 
 def _classes_of(content: Mapping[str, Any], classes: Sequence[str] | None, checkpoint: Path_) -> tuple[str, ...]:
-    meta = content.get("meta") or {}
-    # MMDetection's checkpoints keep the names in dataset_meta.
-    carried = (meta.get("label_map") or meta.get("dataset_meta") or {}).get("classes")
-    names = carried if classes is None else classes
+    names = classes_of(content) if classes is None else classes
     if not names:
         raise ValueError(f"{checkpoint}: carries no class names; give them in label order (classes)")
     return tuple(names)

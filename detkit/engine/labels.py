@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["check_heads", "check_metric", "check_same_classes", "label_map"]
+__all__ = ["check_heads", "check_metric", "check_same_classes", "class_difference", "classes_of", "label_map"]
 
 
 def label_map(dataset: Any) -> dict[str, Any] | None:
@@ -19,6 +19,14 @@ def label_map(dataset: Any) -> dict[str, Any] | None:
         return None
     ids = metainfo.get("category_ids")
     return {"classes": list(classes), "category_ids": list(ids if ids is not None else range(len(classes)))}
+
+
+def classes_of(checkpoint: Mapping[str, Any]) -> list[str] | None:
+    """Class names in label order that a checkpoint carries; None where it names none."""
+    meta = checkpoint.get("meta") or {}
+    # MMDetection's checkpoints keep the names in dataset_meta.
+    classes = (meta.get("label_map") or meta.get("dataset_meta") or {}).get("classes")
+    return list(classes) if classes else None
 
 
 def check_heads(model: nn.Module, dataset: Any, source: str) -> None:
@@ -56,15 +64,23 @@ def check_same_classes(classes: Any, source: str, other_classes: Any, other_sour
     Raises:
         ValueError: With the first label at which they differ.
     """
+    difference = class_difference(classes, source, other_classes, other_source)
+    if difference is not None:
+        raise ValueError(
+            f"{difference}; give both the same list in the same order (dataset.metainfo=dict(classes=[...]))"
+        )
+
+
+def class_difference(classes: Any, source: str, other_classes: Any, other_source: str) -> str | None:
+    """What differs between two class lists, in names or in order; None where nothing does or one is None."""
     if classes is None or other_classes is None or list(classes) == list(other_classes):
-        return
+        return None
     one, two = list(classes), list(other_classes)
     first = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
     names = [repr(names[first]) if first < len(names) else "nothing" for names in (one, two)]
-    raise ValueError(
+    return (
         f"{source} has {len(one)} classes ({_names(one)}), {other_source} has {len(two)} ({_names(two)}): label "
-        f"{first} is {names[0]} in one and {names[1]} in the other; give both the same list in the same order "
-        "(dataset.metainfo=dict(classes=[...]))"
+        f"{first} is {names[0]} in one and {names[1]} in the other"
     )
 
 

@@ -27,7 +27,7 @@ from detkit.engine.checkpoint import (
 )
 from detkit.engine.console import use_console
 from detkit.engine.environment import describe_environment, require_writable, select_device
-from detkit.engine.labels import check_heads, check_metric, check_same_classes, label_map
+from detkit.engine.labels import check_heads, check_metric, check_same_classes, class_difference, classes_of, label_map
 from detkit.engine.state import capture, check_resumable, restore
 from detkit.registry import RUNNERS
 
@@ -205,7 +205,9 @@ class Runner(PartBuilder):
             self.resume(self._checkpoint_to_resume[1])
         elif self._load_from is not None:
             checkpoint = self.load_checkpoint(self._load_from, strict=not training)
-            if not training:
+            if training:
+                self._warn_of_other_labels(checkpoint)
+            else:
                 self._check_labels_of(checkpoint)
 
     def resume(self, filename: str) -> None:
@@ -235,11 +237,16 @@ class Runner(PartBuilder):
         return checkpoint
 
     def _check_labels_of(self, checkpoint: Mapping[str, Any]) -> None:
-        known = (checkpoint.get("meta") or {}).get("label_map")
         kind, loop = ("test", self._test_loop) if isinstance(self._test_loop, BaseLoop) else ("val", self._val_loop)
-        if known and isinstance(loop, BaseLoop):
+        if isinstance(loop, BaseLoop):
             own = (label_map(loop.dataloader.dataset) or {}).get("classes")
-            check_same_classes(known["classes"], str(self._load_from), own, f"{kind}_dataloader.dataset")
+            check_same_classes(classes_of(checkpoint), str(self._load_from), own, f"{kind}_dataloader.dataset")
+
+    def _warn_of_other_labels(self, checkpoint: Mapping[str, Any]) -> None:
+        own = (label_map(self.train_dataloader.dataset) or {}).get("classes")
+        difference = class_difference(classes_of(checkpoint), str(self._load_from), own, "train_dataloader.dataset")
+        if difference is not None:
+            self.logger.warning("%s; heads that fit start from the weights of other classes", difference)
 
     def save_checkpoint(
         self,

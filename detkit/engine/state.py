@@ -14,7 +14,7 @@ from torch import Tensor
 
 import detkit
 from detkit.engine.checkpoint import load_weights
-from detkit.engine.labels import check_same_classes, label_map
+from detkit.engine.labels import check_same_classes, classes_of, label_map
 from detkit.engine.seeding import rng_state, set_rng_state
 
 __all__ = ["capture", "check_resumable", "restore"]
@@ -75,9 +75,8 @@ def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
     """
     meta = checkpoint["meta"]
     dataset = runner.train_dataloader.dataset
-    if meta.get("label_map"):
-        own = (label_map(dataset) or {}).get("classes")
-        check_same_classes(meta["label_map"]["classes"], path, own, "train_dataloader.dataset")
+    own = (label_map(dataset) or {}).get("classes")
+    check_same_classes(classes_of(checkpoint), path, own, "train_dataloader.dataset")
     _check_position(runner, meta, path)
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
