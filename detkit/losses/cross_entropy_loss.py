@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.losses.reduction import resolve_reduction, weight_reduce_loss
+from detkit.losses.reduction import resolve_reduction, weight_per_element, weight_reduce_loss
 from detkit.registry import MODELS
 from detkit.structures.precision import full_precision
 
@@ -156,9 +156,6 @@ class CrossEntropyLoss(nn.Module):
         if self.avg_non_ignore and avg_factor is None and reduction == "mean":
             avg_factor = counted.sum()
         if self.use_sigmoid:
-            weight = counted if weight is None else _per_class(weight, loss) * counted
+            weight = weight_per_element(weight, loss, "CrossEntropyLoss")
+            weight = counted if weight is None else weight * counted
         return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)
-
-
-def _per_class(weight: Tensor, loss: Tensor) -> Tensor:
-    return weight if weight.dim() == loss.dim() else weight.reshape(-1, *([1] * (loss.dim() - 1)))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.losses.labels import one_hot
-from detkit.losses.reduction import resolve_reduction, weight_reduce_loss
+from detkit.losses.reduction import resolve_reduction, weight_per_element, weight_reduce_loss
 from detkit.registry import MODELS
 from detkit.structures.precision import full_precision
 
@@ -110,15 +110,6 @@ class FocalLoss(nn.Module):
             )
         function = focal_loss_with_prob if self.activated else sigmoid_focal_loss
         loss = function(pred, target.to(pred.dtype), self.gamma, self.alpha)
-        return self.loss_weight * weight_reduce_loss(loss, _per_class(weight, loss), reduction, avg_factor)
-
-
-def _per_class(weight: Tensor | None, loss: Tensor) -> Tensor | None:
-    """Weights per sample, per element, or per element in one row, made broadcastable to ``loss``."""
-    if weight is None or weight.shape == loss.shape:
-        return weight
-    if weight.dim() == 1 and weight.numel() == loss.shape[0]:
-        return weight.view(-1, *([1] * (loss.dim() - 1)))
-    if weight.numel() == loss.numel():
-        return weight.view(loss.shape)
-    raise ValueError(f"FocalLoss: weight {tuple(weight.shape)} fits neither samples nor elements {tuple(loss.shape)}")
+        return self.loss_weight * weight_reduce_loss(
+            loss, weight_per_element(weight, loss, "FocalLoss"), reduction, avg_factor
+        )

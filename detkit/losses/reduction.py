@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detkit.structures.precision import full_precision
 
-__all__ = ["ElementwiseLoss", "resolve_reduction", "weight_reduce_loss"]
+__all__ = ["ElementwiseLoss", "resolve_reduction", "weight_per_element", "weight_reduce_loss"]
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -19,6 +19,26 @@ def resolve_reduction(reduction: str, name: str) -> str:
     if reduction not in REDUCTIONS:
         raise ValueError(f"{name}: reduction {reduction!r} is not one of {', '.join(map(repr, REDUCTIONS))}")
     return reduction
+
+
+def weight_per_element(weight: Tensor | None, loss: Tensor, name: str) -> Tensor | None:
+    """Weights made broadcastable to a loss per sample and class.
+
+    Args:
+        weight: Per sample (N,), per element in one row (N * C,), or of as many dimensions as ``loss``.
+        loss: (N, C, ...).
+        name: Who asks, for the message.
+
+    Raises:
+        ValueError: ``weight`` is none of these.
+    """
+    if weight is None or weight.dim() == loss.dim():
+        return weight
+    if weight.dim() == 1 and len(weight) == len(loss):
+        return weight.view(-1, *([1] * (loss.dim() - 1)))
+    if weight.numel() == loss.numel():
+        return weight.view(loss.shape)
+    raise ValueError(f"{name}: weight {tuple(weight.shape)} fits neither samples nor elements {tuple(loss.shape)}")
 
 
 def weight_reduce_loss(
