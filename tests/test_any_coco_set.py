@@ -24,6 +24,7 @@ SMALL = [
     "batch_size=4",
     "max_epochs=1",
     "default_hooks.logger.interval=1",
+    "model.test_cfg.score_thr=0.0",
 ]
 
 
