@@ -5,7 +5,7 @@ python tools/train.py configs/retinanet/retinanet_r18_fpn_shapes.py
 
 _base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/default_runtime.py"]
 
-max_epochs = 24
+max_epochs = 32
 interval = max(1, max_epochs // 3)  # epochs between validations and checkpoints
 # Anchors have the sides 2 to 3.2 strides: here 16 to 101 pixels. For larger objects add strides (64, 128).
 strides = [8, 16, 32]
