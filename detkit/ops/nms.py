@@ -10,7 +10,6 @@ import torchvision
 from torch import Tensor
 
 from detkit.registry import check_keys, nearest
-from detkit.structures.precision import full_precision
 
 __all__ = ["batched_nms", "nms"]
 
@@ -33,7 +32,7 @@ def nms(
         Boxes with scores (K, 5), best first, and their indices (K,) in ``boxes``.
     """
     # torchvision's kernel knows no half precision on the CPU and loses boxes in it elsewhere.
-    (kept_boxes,) = full_precision(boxes)
+    kept_boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
     kept_scores = scores.to(kept_boxes.dtype)
     index = None
     if score_threshold > 0:
