@@ -38,6 +38,8 @@ def build_dataloader(cfg: DataLoader | Mapping[str, Any], seed: int) -> DataLoad
         return cfg
     check_keys(cfg, DATALOADER_KEYS, "")
     options = {key: value for key, value in cfg.items() if key not in ("dataset", "sampler", "batch_sampler")}
+    if "dataset" not in cfg:
+        raise KeyError(f"{where() or 'dataloader'}.dataset is missing: the data to load")
     dataset = cfg["dataset"]
     if isinstance(dataset, Mapping):
         dataset = DATASETS.build(dataset)

@@ -60,6 +60,8 @@ def test_loader_errors_name_the_key():
         build_dataloader({**loader_config(), "num_worker": 2}, 0)
     with pytest.raises(ValueError, match="12 samples give no batch of 20"):
         build_dataloader(loader_config(batch_size=20, drop_last=True), 0)
+    with pytest.raises(KeyError, match=r"dataloader\.dataset is missing"):
+        build_dataloader({"batch_size": 1}, 0)
     with pytest.raises(KeyError, match="'sampler' is missing"):
         build_dataloader({"dataset": {"type": "ToyDataset"}, "batch_size": 2}, 0)
     with pytest.raises(KeyError, match="pseudo_collate"):

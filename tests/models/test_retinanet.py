@@ -142,6 +142,18 @@ def test_boxes_return_to_the_original_frame(model):
     torch.testing.assert_close(back, raw * torch.tensor([2.0, 0.5, 2.0, 0.5]))
 
 
+def test_images_that_nothing_resized_need_no_scale_factor(model):
+    model.eval()
+    model.bbox_head.retina_cls.bias.data.fill_(-2)
+    inputs, samples = batch(model, [sample([], [])], training=False)
+    with torch.no_grad():
+        expected = model.predict(inputs, samples)[0].pred_instances.bboxes.clone()
+        del samples[0].scale_factor
+        found = model.predict(inputs, samples)[0].pred_instances.bboxes
+    assert len(found) > 0
+    assert torch.equal(found, expected)
+
+
 def test_it_learns_one_image(model):
     """Sixty steps on two rectangles: both are found, first, and in their class."""
     boxes, labels = [[8.0, 8.0, 30.0, 30.0], [30.0, 28.0, 62.0, 60.0]], [0, 2]

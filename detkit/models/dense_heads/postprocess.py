@@ -113,7 +113,7 @@ def detections(
 
     Args:
         candidates: Of N images.
-        metas: Image facts with ``scale_factor`` (w, h) where ``rescale``.
+        metas: Image facts; ``scale_factor`` (w, h) is 1 where no step of the pipeline has resized.
         cfg: Thresholds.
         rescale: Return boxes in the frame of the original image.
 
@@ -125,7 +125,7 @@ def detections(
         kept = candidates.kept[index]
         boxes, scores, labels = (part[index][kept] for part in (candidates.boxes, candidates.scores, candidates.labels))
         if rescale:
-            boxes = scale_boxes(boxes, [1 / factor for factor in meta["scale_factor"]])
+            boxes = scale_boxes(boxes, [1 / factor for factor in meta.get("scale_factor", (1.0, 1.0))])
         if cfg.min_bbox_size >= 0:
             width, height = get_box_wh(boxes)
             large = (width > cfg.min_bbox_size) & (height > cfg.min_bbox_size)

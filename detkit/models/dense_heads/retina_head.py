@@ -160,7 +160,7 @@ class RetinaHead(BaseModule):
 
         Args:
             x: Levels (N, in_channels, H_l, W_l).
-            batch_data_samples: With image facts ``img_shape`` and, where ``rescale``, ``scale_factor``.
+            batch_data_samples: With image facts ``img_shape`` and, where resized, ``scale_factor``.
             rescale: Return boxes in the frame of the original image.
         """
         cls_scores, bbox_preds = self(x)
