@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detkit.structures.precision import full_precision
 
-__all__ = ["ElementwiseLoss", "resolve_reduction", "weight_per_element", "weight_reduce_loss"]
+__all__ = [
+    "ElementwiseLoss",
+    "match_weight",
+    "reduce_loss",
+    "resolve_reduction",
+    "weight_per_element",
+    "weight_reduce_loss",
+    "weighted_loss",
+]
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -39,6 +50,33 @@ def weight_per_element(weight: Tensor | None, loss: Tensor, name: str) -> Tensor
     if weight.numel() == loss.numel():
         return weight.view(loss.shape)
     raise ValueError(f"{name}: weight {tuple(weight.shape)} fits neither samples nor elements {tuple(loss.shape)}")
+
+
+def match_weight(weight: Tensor | None, loss: Tensor, pred: Tensor, name: str) -> Tensor | None:
+    """Weights of a loss per element or per sample, brought to the dimensions of the loss.
+
+    Args:
+        weight: Broadcastable to ``loss`` with as many dimensions; or, for a loss per sample, of the shape of
+            ``pred``, of which the mean over the last dimension counts.
+        loss: (N, ...) of each element of ``pred``, or (N,) of each sample.
+        pred: (N, ...).
+        name: Who asks, for the message.
+
+    Raises:
+        ValueError: ``weight`` is none of these.
+    """
+    if weight is None:
+        return None
+    if weight.dim() == loss.dim() and all(w in (1, n) for w, n in zip(weight.shape, loss.shape, strict=True)):
+        return weight
+    if weight.shape == pred.shape and loss.dim() == pred.dim() - 1:
+        return weight.mean(dim=-1)
+    raise ValueError(f"{name}: weight {tuple(weight.shape)} does not fit pred {tuple(pred.shape)}")
+
+
+def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
+    """``loss`` as it is, its mean or its sum; the mean of nothing is 0."""
+    return weight_reduce_loss(loss, None, resolve_reduction(reduction, "reduce_loss"))
 
 
 def weight_reduce_loss(
@@ -72,9 +110,29 @@ def weight_reduce_loss(
         return loss.sum() / (avg_factor + torch.finfo(torch.float32).eps)
     return loss.mean() if loss.numel() > 0 else loss.sum()
 
+def weighted_loss(elementwise: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorator: gives a loss function of ``(pred, target, ...)`` MMDetection's weighting and reduction.
+
+    The result is called as ``(pred, target, weight=None, reduction="mean", avg_factor=None, ...)``.
+    """
+
+    @functools.wraps(elementwise)
+    def weighted(
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        reduction: str = "mean",
+        avg_factor: float | Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        reduction = resolve_reduction(reduction, elementwise.__name__)
+        return weight_reduce_loss(elementwise(pred, target, **kwargs), weight, reduction, avg_factor)
+
+    return weighted
+
 
 class ElementwiseLoss(nn.Module, ABC):
-    """Contract of a regression loss on pairs of equal shape; a subclass states ``elementwise`` only.
+    """Contract of every loss that has a value per element or per sample; a subclass states ``elementwise`` only.
 
     Computes in float32 under autocast. Empty input gives a zero that carries gradient.
 
@@ -83,6 +141,9 @@ class ElementwiseLoss(nn.Module, ABC):
         loss_weight: Factor on the result.
     """
 
+    # Whether pred and target must have one shape; a loss of labels or distributions says False and checks its own.
+    same_shape = True
+
     def __init__(self, reduction: str = "mean", loss_weight: float = 1.0) -> None:
         super().__init__()
         self.reduction = resolve_reduction(reduction, type(self).__name__)
@@ -90,7 +151,7 @@ class ElementwiseLoss(nn.Module, ABC):
 
     @abstractmethod
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Loss of each element, same shape as ``pred``."""
+        """Loss of each element, same shape as ``pred``, or of each sample (N,)."""
 
     def forward(
         self,
@@ -104,8 +165,8 @@ class ElementwiseLoss(nn.Module, ABC):
 
         Args:
             pred: (N, ...).
-            target: Same shape; or empty, which means that there is nothing to learn.
-            weight: Broadcastable to ``pred`` with the same number of dimensions.
+            target: Same shape, unless the loss says otherwise; or empty: there is nothing to learn.
+            weight: See :func:`match_weight`.
             avg_factor: See :func:`weight_reduce_loss`.
             reduction_override: Used instead of ``reduction``.
 
@@ -114,12 +175,11 @@ class ElementwiseLoss(nn.Module, ABC):
         """
         name = type(self).__name__
         reduction = resolve_reduction(reduction_override or self.reduction, name)
-        if target.numel() == 0:
-            zero = weight_reduce_loss(pred * 0, None, reduction, avg_factor)
-            return self.loss_weight * zero
-        if pred.shape != target.shape:
+        pred, target = full_precision(pred, target)
+        if target.numel() == 0 and pred.numel() > 0:
+            return self.loss_weight * weight_reduce_loss(pred * 0, None, reduction, avg_factor)
+        if self.same_shape and pred.shape != target.shape:
             raise ValueError(f"{name}: pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape")
-        if weight is not None and weight.dim() != pred.dim():
-            raise ValueError(f"{name}: weight {tuple(weight.shape)} does not fit pred {tuple(pred.shape)}")
-        loss = self.elementwise(*full_precision(pred, target))
+        loss = self.elementwise(pred, target)
+        weight = match_weight(weight, loss, pred, name)
         return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)

@@ -23,6 +23,7 @@ class AssignResult:
         gt_inds: (A,) int64: ``i + 1`` for the i-th object, 0 background, -1 ignored.
         max_overlaps: (A,) highest overlap with any object, or None where the assigner has no overlaps.
         labels: (A,) int64 label of the object, -1 where there is none.
+        assign_metrics: (A,) alignment of score and box where the assigner has one (TOOD), else None.
     """
 
     def __init__(self, num_gts: int, gt_inds: Tensor, max_overlaps: Tensor | None, labels: Tensor) -> None:
@@ -30,6 +31,7 @@ class AssignResult:
         self.gt_inds = gt_inds
         self.max_overlaps = max_overlaps
         self.labels = labels
+        self.assign_metrics: Tensor | None = None
         self._extra_properties: dict[str, Any] = {}
 
     @property
@@ -77,14 +79,20 @@ class BatchAssignResult(NamedTuple):
 
     Attributes:
         gt_inds: (N, A) int64.
-        max_overlaps: (N, A).
+        max_overlaps: (N, A), or None where the assigner has no overlaps.
         labels: (N, A) int64.
+        metrics: (N, A) alignment of score and box where the assigner has one (TOOD), else None.
     """
 
     gt_inds: Tensor
-    max_overlaps: Tensor
+    max_overlaps: Tensor | None
     labels: Tensor
+    metrics: Tensor | None = None
 
     def image(self, index: int, num_gts: int) -> AssignResult:
-        """The assignment of one image."""
-        return AssignResult(num_gts, self.gt_inds[index], self.max_overlaps[index], self.labels[index])
+        """The assignment of one image; ``metrics`` as its attribute ``assign_metrics``."""
+        overlaps = None if self.max_overlaps is None else self.max_overlaps[index]
+        result = AssignResult(num_gts, self.gt_inds[index], overlaps, self.labels[index])
+        if self.metrics is not None:
+            result.assign_metrics = self.metrics[index]
+        return result
