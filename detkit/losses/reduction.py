@@ -36,20 +36,25 @@ def weight_per_element(weight: Tensor | None, loss: Tensor, name: str) -> Tensor
     """Weights made broadcastable to a loss per sample and class.
 
     Args:
-        weight: Per sample (N,), per element in one row (N * C,), or of as many dimensions as ``loss``.
+        weight: Per sample (N,), per element in one row (N * C,), or broadcastable to ``loss`` with as many dimensions.
         loss: (N, C, ...).
         name: Who asks, for the message.
 
     Raises:
         ValueError: ``weight`` is none of these.
     """
-    if weight is None or weight.dim() == loss.dim():
+    if weight is None or _broadcasts(weight, loss):
         return weight
     if weight.dim() == 1 and len(weight) == len(loss):
         return weight.view(-1, *([1] * (loss.dim() - 1)))
-    if weight.numel() == loss.numel():
+    if weight.dim() != loss.dim() and weight.numel() == loss.numel():
         return weight.view(loss.shape)
     raise ValueError(f"{name}: weight {tuple(weight.shape)} fits neither samples nor elements {tuple(loss.shape)}")
+
+
+def _broadcasts(weight: Tensor, loss: Tensor) -> bool:
+    same_dim = weight.dim() == loss.dim()
+    return same_dim and all(w in (1, n) for w, n in zip(weight.shape, loss.shape, strict=True))
 
 
 def match_weight(weight: Tensor | None, loss: Tensor, pred: Tensor, name: str) -> Tensor | None:
@@ -67,7 +72,7 @@ def match_weight(weight: Tensor | None, loss: Tensor, pred: Tensor, name: str) -
     """
     if weight is None:
         return None
-    if weight.dim() == loss.dim() and all(w in (1, n) for w, n in zip(weight.shape, loss.shape, strict=True)):
+    if _broadcasts(weight, loss):
         return weight
     if weight.shape == pred.shape and loss.dim() == pred.dim() - 1:
         return weight.mean(dim=-1)
@@ -109,6 +114,7 @@ def weight_reduce_loss(
         # The epsilon makes 0 objects of 0 weight a loss of 0.
         return loss.sum() / (avg_factor + torch.finfo(torch.float32).eps)
     return loss.mean() if loss.numel() > 0 else loss.sum()
+
 
 def weighted_loss(elementwise: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorator: gives a loss function of ``(pred, target, ...)`` MMDetection's weighting and reduction.
