@@ -1,11 +1,11 @@
-"""Losses by hand, in their limits, by gradcheck and in half precision."""
+"""Classification and smooth L1 losses by hand and in their limits."""
 
 import math
 
 import pytest
 import torch
 
-from detkit.losses import CrossEntropyLoss, FocalLoss, L1Loss, SmoothL1Loss, weight_reduce_loss
+from detkit.losses import CrossEntropyLoss, FocalLoss, weight_reduce_loss
 from detkit.losses.focal_loss import focal_loss_with_prob, sigmoid_focal_loss
 from detkit.losses.smooth_l1_loss import smooth_l1_loss
 
@@ -60,41 +60,6 @@ def test_focal_loss_names_itself_for_a_label_out_of_range(label):
         FocalLoss()(torch.zeros(1, 3), torch.tensor([label]))
 
 
-LOSSES = [
-    (FocalLoss(), (6, 3), lambda: torch.tensor([0, 1, 2, 3, 0, 3])),
-    (FocalLoss(activated=True), (6, 3), lambda: torch.tensor([0, 1, 2, 3, 0, 3])),
-    (CrossEntropyLoss(), (6, 3), lambda: torch.tensor([0, 1, 2, 0, 1, 2])),
-    (
-        CrossEntropyLoss(use_sigmoid=True, class_weight=[1.0, 2.0, 0.5]),
-        (6, 3),
-        lambda: torch.tensor([0, 1, 2, 3, 0, 3]),
-    ),
-    (SmoothL1Loss(beta=0.5), (6, 4), lambda: torch.full((6, 4), 0.3, dtype=torch.float64)),
-    (L1Loss(), (6, 4), lambda: torch.full((6, 4), 0.3, dtype=torch.float64)),
-]
-
-
-@pytest.mark.parametrize(("loss", "shape", "target"), LOSSES, ids=lambda x: getattr(x, "_get_name", str)() or None)
-def test_gradcheck(loss, shape, target):
-    pred = torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
-    per_row = (6, 1) if isinstance(loss, (L1Loss, SmoothL1Loss)) else (6,)
-    weight = torch.rand(per_row, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert torch.autograd.gradcheck(
-        lambda x: loss(x, target(), weight, avg_factor=2.0), (pred.requires_grad_(),), check_undefined_grad=False
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("loss", "shape", "target"), LOSSES, ids=lambda x: getattr(x, "_get_name", str)() or None)
-def test_half_precision_computes_in_float32(loss, shape, target, dtype):
-    pred = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1).to(dtype)
-    labels = target() if target().dtype == torch.int64 else target().float()
-    with torch.autocast("cpu", dtype):
-        half = loss(pred, labels)
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, loss(pred.float(), labels))
-
-
 @pytest.mark.parametrize("logit", [-100.0, 100.0])
 @pytest.mark.parametrize("label", [0, 1])
 def test_extreme_logits_stay_finite(logit, label):
@@ -110,9 +75,3 @@ def test_avg_factor_may_be_a_tensor_and_none_ignores_it():
     loss = torch.tensor([2.0, 4.0])
     torch.testing.assert_close(weight_reduce_loss(loss, avg_factor=torch.tensor(3)), torch.tensor(2.0))
     torch.testing.assert_close(weight_reduce_loss(loss, reduction="none", avg_factor=3.0), loss)
-
-
-@pytest.mark.parametrize("build", [FocalLoss, CrossEntropyLoss, SmoothL1Loss, L1Loss])
-def test_an_unknown_reduction_is_refused_at_once(build):
-    with pytest.raises(ValueError, match=rf"{build.__name__}: reduction 'avg' is not one of 'none', 'mean', 'sum'"):
-        build(reduction="avg")

@@ -1,0 +1,124 @@
+"""What every loss of the table promises: gradients, precision, tracing, no waiting, empty input, clear refusals."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from losses.loss_table import TABLE, Entry
+from no_sync import NoSync
+from torch import Tensor, nn
+
+every_loss = pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.id) for entry in TABLE])
+
+
+def has(loss: nn.Module, argument: str) -> bool:
+    return argument in inspect.signature(loss.forward).parameters
+
+
+def total(out: Any) -> Tensor:
+    """Sum of all that a loss returns."""
+    if isinstance(out, Tensor):
+        return out.sum()
+    return sum(total(value) for value in (out.values() if isinstance(out, Mapping) else out))
+
+
+def prepare(entry: Entry, num: int, dtype: torch.dtype, **options: Any) -> tuple[nn.Module, dict[str, Any], str]:
+    """A fresh loss (some keep statistics), its arguments, and the name of the one that is differentiated."""
+    loss = entry.build(**options)
+    inputs = entry.make_inputs(num, dtype)
+    first = next(iter(inputs))
+    inputs[first].requires_grad_()
+    if has(loss, "avg_factor") and options.get("reduction") != "sum":
+        inputs["avg_factor"] = 2.0
+    return loss, inputs, first
+
+
+@every_loss
+def test_gradients_are_those_of_finite_differences(entry):
+    _, inputs, first = prepare(entry, 6, torch.float64)
+
+    def value(pred):
+        return total(entry.build()(**{**inputs, first: pred}))
+
+    assert torch.autograd.gradcheck(value, (inputs[first],), check_undefined_grad=False)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(entry, dtype):
+    loss, inputs, first = prepare(entry, 6, dtype)
+    with torch.autocast("cpu", dtype):
+        out = total(loss(**inputs))
+    assert out.dtype == torch.float32
+    (grad,) = torch.autograd.grad(out, inputs[first])
+    assert grad.dtype == dtype
+    assert torch.isfinite(grad).all()
+    full = {
+        name: value.detach().float() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+    torch.testing.assert_close(out, total(entry.build()(**full)), rtol=1e-4, atol=1e-5)
+
+
+@every_loss
+def test_traces_into_one_graph(entry):
+    torch._dynamo.reset()
+    loss, inputs, first = prepare(entry, 6, torch.float32)
+    out = total(torch.compile(loss, backend="eager", fullgraph=True)(**inputs))
+    expected = total(entry.build()(**inputs))
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(torch.autograd.grad(out, inputs[first]), torch.autograd.grad(expected, inputs[first]))
+
+
+@every_loss
+def test_nothing_waits_for_the_device(entry):
+    loss, inputs, _ = prepare(entry, 6, torch.float32)
+    with NoSync():
+        total(loss(**inputs)).backward()
+
+
+@every_loss
+def test_inputs_are_left_as_they_are(entry):
+    loss, inputs, _ = prepare(entry, 6, torch.float32)
+    before = {name: value.detach().clone() for name, value in inputs.items() if isinstance(value, Tensor)}
+    total(loss(**inputs)).backward()
+    for name, value in before.items():
+        torch.testing.assert_close(inputs[name].detach(), value, rtol=0, atol=0)
+
+
+@every_loss
+@pytest.mark.parametrize("avg_factor", [None, 1.0])
+def test_nothing_gives_a_zero_with_gradient(entry, avg_factor):
+    loss, inputs, first = prepare(entry, 0, torch.float32)
+    if has(loss, "avg_factor"):
+        inputs["avg_factor"] = avg_factor
+    out = total(loss(**inputs))
+    assert out == 0
+    (grad,) = torch.autograd.grad(out, inputs[first])
+    assert torch.isfinite(grad).all()
+    assert not grad.any()
+
+
+@every_loss
+def test_an_unknown_reduction_is_refused_by_name(entry):
+    loss, inputs, _ = prepare(entry, 6, torch.float32)
+    if not has(loss, "reduction_override"):
+        pytest.skip("has no reduction")
+    message = rf"{type(loss).__name__}: reduction 'avg' is not one of 'none', 'mean', 'sum'"
+    with pytest.raises(ValueError, match=message):
+        entry.build(reduction="avg")
+    with pytest.raises(ValueError, match=message):
+        loss(**inputs, reduction_override="avg")
+
+
+@every_loss
+def test_a_sum_has_no_average_factor(entry):
+    loss, inputs, _ = prepare(entry, 6, torch.float32)
+    if not has(loss, "avg_factor"):
+        pytest.skip("has no average factor")
+    with pytest.raises(ValueError, match=r"avg_factor.*sum|sum.*avg_factor"):
+        loss(**inputs, reduction_override="sum")
