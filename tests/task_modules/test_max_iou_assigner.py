@@ -1,5 +1,7 @@
 """Laws of MaxIoUAssigner: permutation, ignored regions, chunks, wrong thresholds."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from mmengine.structures import InstanceData
 
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules import MaxIoUAssigner, assign_batch
-from detkit.task_modules.assigners import max_iou_assigner
+from detkit.task_modules.assigners import chunks, overlap_rules
 
 
 def boxes(count, seed, size=100.0):
@@ -65,12 +67,43 @@ def test_chunks_change_nothing(seed, chunk, take_all):
     priors = boxes(37, seed + 1).repeat(2, 1)  # equal priors, whose order matters
     use = assigner(gt_max_assign_all=take_all)
     dense = use.assign_batch(priors, truth)
-    whole, max_iou_assigner.CHUNK_ELEMENTS = max_iou_assigner.CHUNK_ELEMENTS, chunk * 8
-    try:
-        chunked = use.assign_batch(priors, truth)
-    finally:
-        max_iou_assigner.CHUNK_ELEMENTS = whole
-    assert all(torch.equal(a, b) for a, b in zip(dense, chunked, strict=True))
+    for kept in (1 << 26, 0):  # overlaps kept, or computed twice
+        with (
+            mock.patch.object(chunks, "LEAST_PRIORS", 1),
+            mock.patch.object(chunks, "CPU_CHUNK", chunk * 8),
+            mock.patch.object(overlap_rules, "KEPT_ELEMENTS", kept),
+        ):
+            chunked = use.assign_batch(priors, truth)
+        assert all(torch.equal(a, b) for a, b in zip(dense[:3], chunked[:3], strict=True))
+
+
+def test_priors_may_differ_from_image_to_image():
+    truth = GroundTruth.from_instances([instances(3, 0), instances(2, 4)], [None, instances(2, 7)])
+    priors = torch.stack([boxes(40, 1), boxes(40, 2)])
+    valid = torch.rand(2, 40, generator=torch.Generator().manual_seed(2)) > 0.3
+    batch = assigner().assign_batch(priors, truth, valid)
+    for index, (gt, regions) in enumerate([(instances(3, 0), None), (instances(2, 4), instances(2, 7))]):
+        alone = assigner().assign(InstanceData(priors=priors[index][valid[index]]), gt, regions)
+        assert torch.equal(batch.gt_inds[index][valid[index]], alone.gt_inds)
+
+
+def test_equal_objects_are_moved_apart_to_share_the_priors():
+    priors = boxes(4000, 1)
+    gt = instances(3, 0)
+    gt.bboxes[2] = gt.bboxes[0]
+    plain = assigner().assign(InstanceData(priors=priors), gt)
+    assert (plain.gt_inds == 3).sum() == 1  # of two equal objects the first takes all but the best prior
+    torch.manual_seed(0)
+    both = assigner(perm_repeat_gt_cfg={"iou_thr": 0.7, "perm_range": 0.05})
+    found = torch.stack([both.assign(InstanceData(priors=priors), gt).gt_inds for _ in range(8)])
+    assert ((found == 1).sum(dim=1) > 1).all()
+    assert ((found == 3).sum(dim=1) > 1).any()
+    assert torch.equal(found == 2, (plain.gt_inds == 2).expand_as(found))
+
+
+def test_an_unknown_key_of_perm_repeat_gt_cfg():
+    with pytest.raises(TypeError, match=r"perm_repeat_gt_cfg.iou_thrs: .* did you mean 'iou_thr'\?"):
+        assigner(perm_repeat_gt_cfg={"iou_thrs": 0.7})
 
 
 def test_priors_that_take_no_part_are_ignored_and_match_nothing():

@@ -10,15 +10,15 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.registry import TASK_UTILS
+from detkit.signature import check_arguments
 from detkit.structures.ground_truth import GroundTruth
-from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED, AssignResult, BatchAssignResult
+from detkit.task_modules.assigners.assign_result import AssignResult, BatchAssignResult
+from detkit.task_modules.assigners.chunks import chunk_slices
+from detkit.task_modules.assigners.ignored_regions import in_ignored_region
+from detkit.task_modules.assigners.overlap_rules import EXCLUDED, OverlapRules, negative_interval
+from detkit.task_modules.assigners.repeated_boxes import jitter_repeated
 
 __all__ = ["MaxIoUAssigner"]
-
-# Overlap of a pair that must not match: a padded object, an invalid prior, a prior in an ignored region.
-EXCLUDED = -1.0
-# Values per chunk of the (N, G, A) overlaps; at 4 bytes and about four temporaries, 256 MiB.
-CHUNK_ELEMENTS = 1 << 24
 
 
 @TASK_UTILS.register_module()
@@ -41,6 +41,8 @@ class MaxIoUAssigner:
         match_low_quality: Whether rule 3 applies.
         gpu_assign_thr: Accepted for MMDetection's configs; large products run in chunks on their device.
         iou_calculator: Registered IoU calculator.
+        perm_repeat_gt_cfg: ``iou_thr`` and ``perm_range`` of :func:`jitter_repeated`, which moves equal boxes
+            apart so that each gets priors; None leaves them equal, and one of them gets nearly all.
     """
 
     def __init__(
@@ -54,22 +56,20 @@ class MaxIoUAssigner:
         match_low_quality: bool = True,
         gpu_assign_thr: float = -1,
         iou_calculator: Mapping[str, Any] | None = None,
+        perm_repeat_gt_cfg: Mapping[str, float] | None = None,
     ) -> None:
-        interval = neg_iou_thr if isinstance(neg_iou_thr, Sequence) else (0.0, neg_iou_thr)
-        if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= pos_iou_thr:
-            raise ValueError(
-                f"MaxIoUAssigner: neg_iou_thr must be a number or an interval within [0, pos_iou_thr={pos_iou_thr}], "
-                f"got {neg_iou_thr}"
-            )
+        negative_interval("MaxIoUAssigner", neg_iou_thr, pos_iou_thr)
         self.pos_iou_thr = pos_iou_thr
         self.neg_iou_thr = neg_iou_thr
-        self.negative_interval = (float(interval[0]), float(interval[1]))
         self.min_pos_iou = min_pos_iou
         self.gt_max_assign_all = gt_max_assign_all
+        self.match_low_quality = match_low_quality
         self.ignore_iof_thr = ignore_iof_thr
         self.ignore_wrt_candidates = ignore_wrt_candidates
-        self.match_low_quality = match_low_quality
         self.gpu_assign_thr = gpu_assign_thr
+        self.perm_repeat_gt_cfg = perm_repeat_gt_cfg
+        if perm_repeat_gt_cfg is not None:
+            check_arguments(jitter_repeated, {"boxes", *perm_repeat_gt_cfg}, "MaxIoUAssigner.perm_repeat_gt_cfg")
         self.iou_calculator = TASK_UTILS.build(iou_calculator or {"type": "BboxOverlaps2D"})
 
     def assign(
@@ -96,97 +96,38 @@ class MaxIoUAssigner:
         """Assign the priors of N images.
 
         Args:
-            priors: (A, 4), shared by the images.
+            priors: (A, 4), shared by the images, or (N, A, 4).
             ground_truth: Objects of the N images.
             prior_valid: (N, A) bool, which priors take part; None is all. The others are ignored.
         """
         batch_size, num_gts = ground_truth.valid.shape
-        shape = (batch_size, len(priors))
-        taking_part = priors.new_ones(shape, dtype=torch.bool) if prior_valid is None else prior_valid
-        if num_gts == 0 or len(priors) == 0:
-            gt_inds = torch.where(taking_part, BACKGROUND, IGNORED)
-            return BatchAssignResult(gt_inds, priors.new_zeros(shape), torch.full_like(gt_inds, -1))
+        num_priors = priors.shape[-2]
+        taking_part = priors.new_ones(batch_size, num_priors, dtype=torch.bool) if prior_valid is None else prior_valid
+        gt_boxes = ground_truth.boxes
+        if self.perm_repeat_gt_cfg is not None:
+            gt_boxes = jitter_repeated(gt_boxes, **self.perm_repeat_gt_cfg)
+        by_coordinate = (priors if priors.dim() == 3 else priors.unsqueeze(0)).transpose(1, 2).contiguous()
+        padded = ~ground_truth.valid.unsqueeze(2)
 
-        max_overlaps, argmax, gt_max, gt_argmax = self._reduce(priors, ground_truth, taking_part)
-        gt_inds = torch.full_like(argmax, IGNORED)
-        low, high = self.negative_interval
-        gt_inds = torch.where((max_overlaps >= low) & (max_overlaps < high), BACKGROUND, gt_inds)
-        gt_inds = torch.where(max_overlaps >= self.pos_iou_thr, argmax + 1, gt_inds)
-        if self.match_low_quality:
-            gt_inds = self._match_low_quality(gt_inds, gt_max, gt_argmax, priors, ground_truth, taking_part)
+        def overlaps() -> Iterator[Tensor]:
+            for piece in chunk_slices(num_priors, batch_size * num_gts, priors.device):
+                chunk = by_coordinate[..., piece].transpose(1, 2)
+                found = self.iou_calculator(gt_boxes, chunk).masked_fill_(padded, EXCLUDED)
+                inside = in_ignored_region(
+                    chunk, ground_truth, self.ignore_iof_thr, self.iou_calculator, self.ignore_wrt_candidates
+                )
+                if inside is not None:
+                    found.masked_fill_(inside.unsqueeze(1), EXCLUDED)
+                if prior_valid is not None:
+                    found.masked_fill_(~prior_valid[:, piece].unsqueeze(1), EXCLUDED)
+                yield found
 
-        has_objects = ground_truth.valid.any(dim=1, keepdim=True)
-        empty = torch.where(taking_part, BACKGROUND, IGNORED)
-        gt_inds = torch.where(has_objects, gt_inds, empty)
-        max_overlaps = torch.where(has_objects, max_overlaps, 0.0)
-        labels = ground_truth.labels.gather(1, (gt_inds - 1).clamp(min=0))
-        return BatchAssignResult(gt_inds, max_overlaps, torch.where(gt_inds > 0, labels, -1))
-
-    def _reduce(
-        self, priors: Tensor, ground_truth: GroundTruth, taking_part: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Best overlap and object of each prior (N, A), and best overlap and prior of each object (N, G)."""
-        best, best_index = [], []
-        gt_max: Tensor | None = None
-        gt_argmax: Tensor | None = None
-        for start, overlaps in self._chunks(priors, ground_truth, taking_part):
-            value, index = overlaps.max(dim=1)
-            best.append(value)
-            best_index.append(index)
-            value, index = overlaps.max(dim=2)
-            index = index + start
-            if gt_max is None or gt_argmax is None:
-                gt_max, gt_argmax = value, index
-            else:
-                # Strictly greater: of equal priors the first counts, as in one piece.
-                gt_argmax = torch.where(value > gt_max, index, gt_argmax)
-                gt_max = torch.maximum(value, gt_max)
-        assert gt_max is not None
-        assert gt_argmax is not None
-        return torch.cat(best, dim=1), torch.cat(best_index, dim=1), gt_max, gt_argmax
-
-    def _match_low_quality(
-        self,
-        gt_inds: Tensor,
-        gt_max: Tensor,
-        gt_argmax: Tensor,
-        priors: Tensor,
-        ground_truth: GroundTruth,
-        taking_part: Tensor,
-    ) -> Tensor:
-        """Rule 3, over the assignment (N, A) so far."""
-        may_match = ((gt_max >= self.min_pos_iou) & ground_truth.valid).unsqueeze(-1)
-        number = torch.arange(1, gt_max.shape[1] + 1, device=gt_inds.device).view(1, -1, 1)
-        claims = []
-        for start, overlaps in self._chunks(priors, ground_truth, taking_part):
-            if self.gt_max_assign_all:
-                claimed = overlaps == gt_max.unsqueeze(-1)
-            else:
-                position = torch.arange(start, start + overlaps.shape[2], device=gt_inds.device)
-                claimed = position == gt_argmax.unsqueeze(-1)
-            claims.append(torch.where(claimed & may_match, number, 0).amax(dim=1))
-        last = torch.cat(claims, dim=1)
-        return torch.where(last > 0, last, gt_inds)
-
-    def _chunks(self, priors: Tensor, ground_truth: GroundTruth, taking_part: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Overlaps (N, G, a) of the objects with a priors at a time, and the index of the first of these."""
-        batch_size, num_gts = ground_truth.valid.shape
-        size = max(1, CHUNK_ELEMENTS // (batch_size * num_gts))
-        for start in range(0, len(priors), size):
-            chunk = priors[start : start + size]
-            overlaps = self.iou_calculator(ground_truth.boxes, chunk.unsqueeze(0))
-            allowed = taking_part[:, start : start + size]
-            if self.ignore_iof_thr > 0 and ground_truth.ignored_boxes.shape[1] > 0:
-                allowed = allowed & ~self._in_ignored_region(chunk, ground_truth)
-            pairs = allowed.unsqueeze(1) & ground_truth.valid.unsqueeze(2)
-            yield start, torch.where(pairs, overlaps, EXCLUDED)
-
-    def _in_ignored_region(self, priors: Tensor, ground_truth: GroundTruth) -> Tensor:
-        """Which priors (N, a) lie in an ignored region."""
-        regions = ground_truth.ignored_boxes
-        if self.ignore_wrt_candidates:
-            overlaps = self.iou_calculator(priors.unsqueeze(0), regions, mode="iof").transpose(1, 2)
-        else:
-            overlaps = self.iou_calculator(regions, priors.unsqueeze(0), mode="iof")
-        overlaps = torch.where(ground_truth.ignored_valid.unsqueeze(-1), overlaps, EXCLUDED)
-        return overlaps.amax(dim=1) > self.ignore_iof_thr
+        # Made anew, for Dynamic R-CNN changes the thresholds while it trains.
+        rules = OverlapRules(
+            self.pos_iou_thr,
+            negative_interval("MaxIoUAssigner", self.neg_iou_thr, self.pos_iou_thr),
+            self.min_pos_iou,
+            self.gt_max_assign_all,
+            self.match_low_quality,
+        )
+        return rules.assign(overlaps, ground_truth, taking_part)
