@@ -10,6 +10,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from detkit.structures.boxes import HasTensor, get_box_tensor
 from detkit.structures.sample import DetDataSample
 
 __all__ = ["GroundTruth"]
@@ -73,7 +74,15 @@ class GroundTruth:
         boxes = self.boxes.gather(1, index.unsqueeze(-1).expand(*index.shape, 4))
         return torch.where(positive.unsqueeze(-1), boxes, fill), self.labels.gather(1, index)
 
+    def labels_at(self, gt_inds: Tensor) -> Tensor:
+        """Label (N, A) of the object each prior is assigned to, -1 where there is none; ``gt_inds`` as above."""
+        if self.boxes.shape[1] == 0:
+            return torch.full_like(gt_inds, -1)
+        labels = self.labels.gather(1, (gt_inds - 1).clamp(min=0))
+        return torch.where(gt_inds > 0, labels, -1)
 
-def _pad_boxes(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    valid = pad_sequence([b.new_ones(len(b), dtype=torch.bool) for b in boxes], batch_first=True)
-    return pad_sequence([b.float() for b in boxes], batch_first=True), valid
+
+def _pad_boxes(boxes: Sequence[Tensor | HasTensor]) -> tuple[Tensor, Tensor]:
+    tensors = [get_box_tensor(b) for b in boxes]
+    valid = pad_sequence([b.new_ones(len(b), dtype=torch.bool) for b in tensors], batch_first=True)
+    return pad_sequence([b.float() for b in tensors], batch_first=True), valid
