@@ -8,11 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detkit.losses.labels import check_range
 from detkit.losses.reduction import resolve_reduction, weight_per_element, weight_reduce_loss
 from detkit.registry import MODELS
 from detkit.structures.precision import full_precision
 
-__all__ = ["CrossEntropyLoss", "binary_cross_entropy", "cross_entropy", "mask_cross_entropy"]
+__all__ = [
+    "CrossEntropyLoss",
+    "binary_cross_entropy",
+    "cross_entropy",
+    "cross_entropy_of_probability",
+    "mask_cross_entropy",
+]
 
 # What torch ignores when nobody says what to ignore.
 DEFAULT_IGNORE_INDEX = -100
@@ -56,6 +63,21 @@ def binary_cross_entropy(
         counted = counted.unsqueeze(-1).expand_as(pred)
     loss = F.binary_cross_entropy_with_logits(pred, label.to(pred.dtype), pos_weight=class_weight, reduction="none")
     return loss, counted
+
+
+def cross_entropy_of_probability(prob: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy of probabilities instead of logits.
+
+    Args:
+        prob: (...) in [0, 1].
+        target: (...) in [0, 1].
+
+    Returns:
+        Loss per element, at most 100; its gradient is finite at 0 and 1.
+    """
+    # Autocast refuses this function for fear of half precision, which is excluded here.
+    with torch.autocast(prob.device.type, enabled=False):
+        return F.binary_cross_entropy(prob, target.to(prob.dtype), reduction="none")
 
 
 def mask_cross_entropy(pred: Tensor, target: Tensor, label: Tensor, class_weight: Tensor | None = None) -> Tensor:
@@ -104,10 +126,10 @@ class CrossEntropyLoss(nn.Module):
     ) -> None:
         super().__init__()
         if use_sigmoid and use_mask:
-            raise ValueError("CrossEntropyLoss: use_sigmoid and use_mask exclude each other")
+            raise ValueError(f"{type(self).__name__}: use_sigmoid and use_mask exclude each other")
         self.use_sigmoid = use_sigmoid
         self.use_mask = use_mask
-        self.reduction = resolve_reduction(reduction, "CrossEntropyLoss")
+        self.reduction = resolve_reduction(reduction, type(self).__name__)
         self.ignore_index = ignore_index
         self.loss_weight = loss_weight
         self.avg_non_ignore = avg_non_ignore
@@ -137,25 +159,31 @@ class CrossEntropyLoss(nn.Module):
             ignore_index: Used instead of the constructor's.
 
         Raises:
-            ValueError: Unknown reduction, or an argument that masks do not know.
+            ValueError: Unknown reduction, a weight that does not fit, or an argument that masks do not know.
+            RuntimeError: A label outside [0, C) that is not ignored, for a softmax on the CPU.
         """
-        reduction = resolve_reduction(reduction_override or self.reduction, "CrossEntropyLoss")
+        name = type(self).__name__
+        reduction = resolve_reduction(reduction_override or self.reduction, name)
         ignored = self.ignore_index if ignore_index is None else ignore_index
         (cls_score,) = full_precision(cls_score)
         class_weight = None if self.class_weight is None else self.class_weight.to(cls_score)
         if self.use_mask:
             if weight is None or avg_factor is not None or reduction != "mean" or ignored is not None:
                 raise ValueError(
-                    "CrossEntropyLoss: with use_mask, weight is the class of each mask, reduction is 'mean', "
+                    f"{name}: with use_mask, weight is the class of each mask, reduction is 'mean', "
                     "and neither avg_factor nor ignore_index has a meaning"
                 )
             return self.loss_weight * mask_cross_entropy(cls_score, label, weight, class_weight)
         function = binary_cross_entropy if self.use_sigmoid else cross_entropy
         index = DEFAULT_IGNORE_INDEX if ignored is None else ignored
+        if not self.use_sigmoid and not label.is_floating_point():
+            num_classes = cls_score.shape[1]
+            wrong = f"{name}: a label lies outside [0, {num_classes}) and is not ignore_index={index}"
+            check_range(label, num_classes, wrong, index)
         loss, counted = function(cls_score, label, class_weight, index)
         if self.avg_non_ignore and avg_factor is None and reduction == "mean":
             avg_factor = counted.sum()
+        weight = weight_per_element(weight, loss, name)
         if self.use_sigmoid:
-            weight = weight_per_element(weight, loss, "CrossEntropyLoss")
             weight = counted if weight is None else weight * counted
         return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)

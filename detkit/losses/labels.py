@@ -1,11 +1,11 @@
-"""Class labels as targets per class."""
+"""Class labels: as targets per class, and whether they are in range."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["one_hot"]
+__all__ = ["check_range", "one_hot"]
 
 
 def one_hot(labels: Tensor, num_classes: int, name: str) -> Tensor:
@@ -20,10 +20,29 @@ def one_hot(labels: Tensor, num_classes: int, name: str) -> Tensor:
         (..., C) bool.
 
     Raises:
-        RuntimeError: A label outside [0, C], where the labels are on the CPU; on a GPU the check would
-            wait for the device.
+        RuntimeError: A label outside [0, C], where the labels are on the CPU.
     """
-    if labels.device.type == "cpu" and labels.numel() > 0:
-        in_range = ((labels >= 0) & (labels <= num_classes)).all()
-        torch._assert_async(in_range, f"{name}: a label lies outside [0, {num_classes}] ({num_classes} is background)")
+    check_range(
+        labels, num_classes + 1, f"{name}: a label lies outside [0, {num_classes}] ({num_classes} is background)"
+    )
     return labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)
+
+
+def check_range(values: Tensor, end: float, message: str, ignored: float | None = None) -> None:
+    """Refuse values outside [0, ``end``), where that costs nothing.
+
+    Args:
+        values: (...).
+        end: What they stay below.
+        message: Says who asks and what is wrong.
+        ignored: One value outside that is fine.
+
+    Raises:
+        RuntimeError: There is one, on the CPU; on a GPU the check would wait for the device.
+    """
+    if values.device.type != "cpu" or values.numel() == 0:
+        return
+    fine = (values >= 0) & (values < end)
+    if ignored is not None:
+        fine = fine | (values == ignored)
+    torch._assert_async(fine.all(), message)

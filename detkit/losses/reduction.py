@@ -16,6 +16,7 @@ __all__ = [
     "ElementwiseLoss",
     "match_weight",
     "reduce_loss",
+    "resolve_counted_reduction",
     "resolve_reduction",
     "weight_per_element",
     "weight_reduce_loss",
@@ -29,6 +30,13 @@ def resolve_reduction(reduction: str, name: str) -> str:
     """``reduction`` itself, or a ValueError that names the loss."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"{name}: reduction {reduction!r} is not one of {', '.join(map(repr, REDUCTIONS))}")
+    return reduction
+
+
+def resolve_counted_reduction(reduction: str, name: str) -> str:
+    """As :func:`resolve_reduction`, of a loss that counts its own ``avg_factor``, which excludes ``sum``."""
+    if resolve_reduction(reduction, name) == "sum":
+        raise ValueError(f"{name}: reduction 'sum' excludes the avg_factor that this loss counts; use 'mean' or 'none'")
     return reduction
 
 
@@ -75,7 +83,7 @@ def match_weight(weight: Tensor | None, loss: Tensor, pred: Tensor, name: str) -
     if _broadcasts(weight, loss):
         return weight
     if weight.shape == pred.shape and loss.dim() == pred.dim() - 1:
-        return weight.mean(dim=-1)
+        return full_precision(weight)[0].mean(dim=-1)
     raise ValueError(f"{name}: weight {tuple(weight.shape)} does not fit pred {tuple(pred.shape)}")
 
 
