@@ -1,4 +1,4 @@
-"""Priors times objects, a piece at a time."""
+"""Pairs of priors and objects, a piece at a time."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ DEVICE_CHUNK = 1 << 24
 LEAST_PRIORS = 128
 
 
-def chunk_slices(num_priors: int, pairs_per_prior: int, device: torch.device) -> Iterator[slice]:
-    """Slices of the priors, each small enough for its pairs to be held at once.
+def chunk_slices(count: int, pairs_each: int, device: torch.device, least: int | None = None) -> Iterator[slice]:
+    """Slices of priors (or of objects), each small enough for its pairs to be held at once.
 
     Args:
-        num_priors: A.
-        pairs_per_prior: What a prior is paired with: N * G objects.
+        count: Number of priors, A (or of objects, G).
+        pairs_each: What one is paired with: N * G objects (or N * A priors).
         device: Where the pairs are computed.
+        least: Least length of a slice; None suits priors.
     """
     budget = CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK
-    size = max(LEAST_PRIORS, budget // max(1, pairs_per_prior))
-    for start in range(0, num_priors, size):
-        yield slice(start, min(start + size, num_priors))
+    size = max(LEAST_PRIORS if least is None else least, budget // max(1, pairs_each))
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))

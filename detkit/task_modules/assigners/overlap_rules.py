@@ -85,8 +85,7 @@ class OverlapRules:
         has_objects = ground_truth.valid.any(dim=1, keepdim=True)
         gt_inds = torch.where(has_objects, gt_inds, empty)
         max_overlaps = torch.where(has_objects, max_overlaps, 0.0)
-        labels = ground_truth.labels.gather(1, (gt_inds - 1).clamp(min=0))
-        return BatchAssignResult(gt_inds, max_overlaps, torch.where(gt_inds > 0, labels, -1))
+        return BatchAssignResult(gt_inds, max_overlaps, ground_truth.labels_at(gt_inds))
 
     def _reduce(self, overlaps: Iterable[Tensor], shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Best overlap and object of each prior (N, A); best overlap and its first prior of each object (N, G)."""

@@ -1,0 +1,158 @@
+"""Dynamic soft label assignment (RTMDet, https://arxiv.org/abs/2212.07784, 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from detkit.registry import TASK_UTILS
+from detkit.structures.ground_truth import GroundTruth
+from detkit.structures.precision import full_precision
+from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED, AssignResult, BatchAssignResult
+from detkit.task_modules.assigners.candidates import inside_boxes
+from detkit.task_modules.assigners.chunks import chunk_slices
+from detkit.task_modules.assigners.dynamic_k import match_dynamic_k
+
+__all__ = ["DynamicSoftLabelAssigner", "center_of_mass"]
+
+# Overlap that says that a prior is no object's; MMDetection's value.
+NO_OVERLAP = -1e8
+EPS = 1e-7
+
+
+def center_of_mass(masks: Tensor) -> Tensor:
+    """Centres (..., 2) as (x, y) of masks (..., H, W); (0, 0) for an empty one."""
+    masks = masks.float()
+    area = masks.sum(dim=(-2, -1)).clamp(min=EPS)
+    x = (masks.sum(dim=-2) * torch.arange(masks.shape[-1], device=masks.device)).sum(dim=-1)
+    y = (masks.sum(dim=-1) * torch.arange(masks.shape[-2], device=masks.device)).sum(dim=-1)
+    return torch.stack([x, y], dim=-1) / area.unsqueeze(-1)
+
+
+@TASK_UTILS.register_module()
+class DynamicSoftLabelAssigner:
+    """Each object takes the priors whose predictions cost least to make its own, scores held against their IoU.
+
+    1. A prior takes part if it lies inside any object.
+    2. Its cost for an object is the cross entropy of its scores, of which the object's class should reach the IoU,
+        weighted by the squared error (eq. 5), plus ``iou_weight`` times ``-log IoU`` (eq. 4), plus
+        ``10 ** (distance - soft_center_radius)``, the distance to the object's centre in strides (eq. 6).
+    3. Each object takes its cheapest priors, see :func:`match_dynamic_k`; all others are background.
+
+    Args:
+        soft_center_radius: Distance in strides at which the centre costs 1.
+        topk: Most priors per object.
+        iou_weight: Weight of the box cost.
+        iou_calculator: Registered IoU calculator.
+    """
+
+    def __init__(
+        self,
+        soft_center_radius: float = 3.0,
+        topk: int = 13,
+        iou_weight: float = 3.0,
+        iou_calculator: Mapping[str, Any] | None = None,
+    ) -> None:
+        if topk < 1:
+            raise ValueError(f"DynamicSoftLabelAssigner: topk must be at least 1, got {topk}")
+        self.soft_center_radius = soft_center_radius
+        self.topk = topk
+        self.iou_weight = iou_weight
+        self.iou_calculator = TASK_UTILS.build(iou_calculator or {"type": "BboxOverlaps2D"})
+
+    def assign(
+        self,
+        pred_instances: InstanceData,
+        gt_instances: InstanceData,
+        gt_instances_ignore: InstanceData | None = None,
+        **kwargs: Any,
+    ) -> AssignResult:
+        """Assign the priors of one image.
+
+        Args:
+            pred_instances: With ``priors`` (A, 4) as (x, y, stride_x, stride_y), predicted ``bboxes`` (A, 4) and
+                logits ``scores`` (A, C).
+            gt_instances: With ``bboxes`` (G, 4) and ``labels`` (G,); ``masks``, (G, H, W) or of a mask class, put
+                the centres at their centres of mass.
+            gt_instances_ignore: Unused, as in RTMDet.
+            kwargs: What other assigners use of an image; unused.
+        """
+        centers = None
+        if "masks" in gt_instances and len(gt_instances) > 0:
+            masks = gt_instances.masks
+            if not isinstance(masks, Tensor):
+                masks = masks.to_tensor(torch.float32, pred_instances.priors.device)
+            centers = center_of_mass(masks).unsqueeze(0)
+        batch = self.assign_batch(
+            pred_instances.priors,
+            GroundTruth.from_instances([gt_instances]),
+            bboxes=pred_instances.bboxes.unsqueeze(0),
+            scores=pred_instances.scores.unsqueeze(0),
+            gt_centers=centers,
+        )
+        return batch.image(0, len(gt_instances))
+
+    def assign_batch(
+        self,
+        priors: Tensor,
+        ground_truth: GroundTruth,
+        prior_valid: Tensor | None = None,
+        *,
+        bboxes: Tensor,
+        scores: Tensor,
+        gt_centers: Tensor | None = None,
+    ) -> BatchAssignResult:
+        """Assign the priors of N images.
+
+        Args:
+            priors: (A, 4) or (N, A, 4) as (x, y, stride_x, stride_y).
+            ground_truth: Objects of the N images.
+            prior_valid: (N, A) bool, which priors take part; None is all. The others are ignored.
+            bboxes: Predicted boxes (N, A, 4).
+            scores: Logits (N, A, C).
+            gt_centers: Centres (N, G, 2) of the objects as (x, y); None is those of their boxes.
+        """
+        bboxes, scores = full_precision(bboxes.detach(), scores.detach())
+        shape = bboxes.shape[:2]
+        taking_part = bboxes.new_ones(shape, dtype=torch.bool) if prior_valid is None else prior_valid
+        background = torch.where(taking_part, BACKGROUND, IGNORED)
+        boxes, num_gts = ground_truth.boxes, ground_truth.valid.shape[1]
+        if num_gts == 0 or shape[1] == 0:
+            return BatchAssignResult(background, bboxes.new_zeros(shape), torch.full_like(background, -1))
+        centers = (boxes[..., :2] + boxes[..., 2:]) * 0.5 if gt_centers is None else gt_centers
+        points = (priors if priors.dim() == 3 else priors.unsqueeze(0)).transpose(1, 2).contiguous()
+        x, y, stride = points[:, :3].unsqueeze(2).unbind(1)  # (N, 1, A)
+
+        inside_any = torch.zeros(shape, dtype=torch.bool, device=bboxes.device)
+        for some in chunk_slices(num_gts, shape.numel(), bboxes.device, least=1):
+            inside = inside_boxes(x, y, boxes[:, some].unsqueeze(2)) & ground_truth.valid[:, some].unsqueeze(2)
+            inside_any = inside_any | inside.any(dim=1)
+        logits = scores.transpose(1, 2).contiguous()  # (N, C, A)
+        against_zero = F.softplus(logits) * logits.sigmoid().square()
+        as_background = against_zero.sum(dim=1, keepdim=True)
+        by_coordinate = bboxes.transpose(1, 2).contiguous().transpose(1, 2)
+
+        def pairs(some: slice) -> tuple[Tensor, Tensor]:
+            iou = self.iou_calculator(boxes[:, some], by_coordinate)
+            label = ground_truth.labels[:, some].unsqueeze(2).expand_as(iou)
+            logit = logits.gather(1, label)
+            # Only the object's own class has a target other than 0.
+            own = F.softplus(logit).sub_(logit * iou).mul_((iou - logit.sigmoid()).square_())
+            cost = as_background - against_zero.gather(1, label) + own
+            cost = cost.sub_((iou + EPS).log_().mul_(self.iou_weight))
+            center = centers[:, some].unsqueeze(2)
+            squared = (x - center[..., 0]).square_().add_((y - center[..., 1]).square_())
+            distance = squared.sqrt_().div_(stride).sub_(self.soft_center_radius)
+            # Far from the centre the power overflows; such a prior is still cheaper than one that takes no part.
+            return cost.add_(torch.pow(10.0, distance)).clamp_(max=torch.finfo(cost.dtype).max), iou
+
+        allowed = inside_any & taking_part
+        chosen = match_dynamic_k(pairs, allowed, ground_truth.valid, self.topk)
+        gt_inds = torch.where(chosen.gt_inds > 0, chosen.gt_inds, background)
+        max_overlaps = torch.where(allowed.any(dim=1, keepdim=True), chosen.value.clamp(min=NO_OVERLAP), 0.0)
+        return BatchAssignResult(gt_inds, max_overlaps, ground_truth.labels_at(gt_inds))
