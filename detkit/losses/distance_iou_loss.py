@@ -1,0 +1,240 @@
+"""IoU losses that also see the distance, shape or angle between two boxes: DIoU, CIoU, EIoU and SIoU."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from detkit.losses.iou_loss import box_sides
+from detkit.losses.reduction import ElementwiseLoss
+from detkit.registry import MODELS
+
+__all__ = ["CIoULoss", "DIoULoss", "EIoULoss", "SIoULoss", "ciou_loss", "diou_loss", "eiou_loss", "siou_loss"]
+
+# Sides of boxes: left, top, right, bottom.
+Sides = tuple[Tensor, ...]
+
+
+def _iou(pred: Sides, target: Sides, eps: float) -> Tensor:
+    left, top = torch.maximum(pred[0], target[0]), torch.maximum(pred[1], target[1])
+    right, bottom = torch.minimum(pred[2], target[2]), torch.minimum(pred[3], target[3])
+    overlap = (right - left).clamp(min=0) * (bottom - top).clamp(min=0)
+    return overlap / (_area(pred) + _area(target) - overlap + eps)
+
+
+def _area(sides: Sides) -> Tensor:
+    return (sides[2] - sides[0]) * (sides[3] - sides[1])
+
+
+def _enclosing_size(pred: Sides, target: Sides, least: float) -> tuple[Tensor, Tensor]:
+    width = torch.maximum(pred[2], target[2]) - torch.minimum(pred[0], target[0])
+    height = torch.maximum(pred[3], target[3]) - torch.minimum(pred[1], target[1])
+    return width.clamp(min=least), height.clamp(min=least)
+
+
+def _centre_shift(pred: Sides, target: Sides) -> tuple[Tensor, Tensor]:
+    x = ((target[0] + target[2]) - (pred[0] + pred[2])) * 0.5
+    y = ((target[1] + target[3]) - (pred[1] + pred[3])) * 0.5
+    return x, y
+
+
+def _iou_and_distance(pred: Sides, target: Sides, eps: float) -> tuple[Tensor, Tensor]:
+    """IoU, and the squared distance of the centres over the squared diagonal of the enclosing box."""
+    x, y = _centre_shift(pred, target)
+    width, height = _enclosing_size(pred, target, 0.0)
+    return _iou(pred, target, eps), (x * x + y * y) / (width * width + height * height + eps)
+
+
+def diou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
+    """Distance IoU loss, Zheng et al., eq. 7, https://arxiv.org/abs/1911.08287.
+
+    Args:
+        pred: Boxes (..., 4).
+        target: Boxes (..., 4), compared one by one.
+        eps: Added to each denominator, > 0.
+
+    Returns:
+        Loss per pair (...), in [0, 2].
+
+    Raises:
+        ValueError: Not boxes.
+    """
+    iou, distance = _iou_and_distance(box_sides(pred, "DIoULoss"), box_sides(target, "DIoULoss"), eps)
+    return 1 - (iou - distance)
+
+
+def ciou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
+    """Complete IoU loss, Zheng et al., eq. 8 to 11, https://arxiv.org/abs/1911.08287.
+
+    The aspect ratio counts only where IoU > 0.5 (https://arxiv.org/abs/2005.03572), and its weight alpha is
+    a constant for the gradient.
+
+    Args:
+        pred: Boxes (..., 4).
+        target: Boxes (..., 4), compared one by one.
+        eps: Added to each denominator, > 0.
+
+    Returns:
+        Loss per pair (...), in [0, 2].
+
+    Raises:
+        ValueError: Not boxes.
+    """
+    p, t = box_sides(pred, "CIoULoss"), box_sides(target, "CIoULoss")
+    iou, distance = _iou_and_distance(p, t, eps)
+    angle = torch.atan((t[2] - t[0]) / (t[3] - t[1] + eps)) - torch.atan((p[2] - p[0]) / (p[3] - p[1] + eps))
+    v = (4 / math.pi**2) * angle * angle
+    with torch.no_grad():
+        # Identical boxes have IoU 1 and v = 0, which makes 0 / 0 without the least denominator.
+        alpha = torch.where(iou > 0.5, v / (1 - iou + v).clamp(min=eps), 0.0)
+    return 1 - (iou - distance - alpha * v).clamp(min=-1, max=1)
+
+
+def eiou_loss(pred: Tensor, target: Tensor, smooth_point: float = 0.1, eps: float = 1e-6) -> Tensor:
+    """Smooth extended IoU loss, Peng & Yu, https://arxiv.org/abs/2112.01527.
+
+    The extended intersection is signed and grows more negative the farther two boxes are apart, so that
+    disjoint boxes have a gradient. (Not to be confused with the *efficient* IoU loss of the same letters.)
+
+    Args:
+        pred: Boxes (..., 4).
+        target: Boxes (..., 4), compared one by one.
+        smooth_point: Loss below which it is quadratic, > 0.
+        eps: Added to the denominator, > 0.
+
+    Returns:
+        Loss per pair (...), >= 0.
+
+    Raises:
+        ValueError: Not boxes.
+    """
+    p, t = box_sides(pred, "EIoULoss"), box_sides(target, "EIoULoss")
+    # Distances of the inner sides from the enclosing box's left and top.
+    outer_left, outer_top = torch.minimum(p[0], t[0]), torch.minimum(p[1], t[1])
+    left, top = torch.maximum(p[0], t[0]) - outer_left, torch.maximum(p[1], t[1]) - outer_top
+    right, bottom = torch.minimum(p[2], t[2]) - outer_left, torch.minimum(p[3], t[3]) - outer_top
+    intersection = (
+        right * bottom
+        + torch.minimum(left, right) * torch.minimum(top, bottom)
+        - left * torch.maximum(top, bottom)
+        - torch.maximum(left, right) * top
+    )
+    loss = 1 - intersection / (_area(p) + _area(t) - intersection + eps)
+    return torch.where(loss < smooth_point, 0.5 * loss * loss / smooth_point, loss - 0.5 * smooth_point)
+
+
+def siou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6, neg_gamma: bool = False) -> Tensor:
+    """SCYLLA IoU loss, Gevorgyan, https://arxiv.org/abs/2205.12740.
+
+    Args:
+        pred: Boxes (..., 4).
+        target: Boxes (..., 4), compared one by one.
+        eps: Least denominator, > 0.
+        neg_gamma: Whether the distance cost is ``1 - exp(-gamma * rho)`` as in the paper. Without it, distance
+            lowers the loss; that is MMDetection's default.
+
+    Returns:
+        Loss per pair (...), in [0, 2].
+
+    Raises:
+        ValueError: Not boxes.
+    """
+    p, t = box_sides(pred, "SIoULoss"), box_sides(target, "SIoULoss")
+    x, y = (shift + eps for shift in _centre_shift(p, t))
+    # sin(2 asin(|y| / d)) = 2 |x| |y| / d^2, which is the paper's 1 - 2 sin^2(asin(|y| / d) - pi / 4).
+    angle = 2 * (x * y).abs() / (x * x + y * y).clamp(min=torch.finfo(x.dtype).tiny)
+    gamma = angle - 2 if neg_gamma else 2 - angle
+    width, height = _enclosing_size(p, t, eps)
+    distance = 2 - (gamma * (x / width).square()).exp() - (gamma * (y / height).square()).exp()
+    shape = _size_cost(p[2] - p[0], t[2] - t[0], eps) + _size_cost(p[3] - p[1] + eps, t[3] - t[1] + eps, eps)
+    return 1 - (_iou(p, t, eps) - 0.5 * (distance + shape)).clamp(min=-1, max=1)
+
+
+def _size_cost(size: Tensor, target_size: Tensor, eps: float) -> Tensor:
+    """``(1 - exp(-omega))^4`` of the relative difference omega of two widths or heights."""
+    omega = (size - target_size).abs() / torch.maximum(size, target_size).clamp(min=eps)
+    return (1 - (-omega).exp()).pow(4)
+
+
+@MODELS.register_module()
+class DIoULoss(ElementwiseLoss):
+    """Distance IoU loss of box pairs.
+
+    Args:
+        eps: Added to each denominator, > 0.
+        reduction: ``none``, ``mean`` or ``sum``.
+        loss_weight: Factor on the result.
+    """
+
+    def __init__(self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0) -> None:
+        super().__init__(reduction, loss_weight)
+        self.eps = eps
+
+    def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        return diou_loss(pred, target, self.eps)
+
+
+@MODELS.register_module()
+class CIoULoss(ElementwiseLoss):
+    """Complete IoU loss of box pairs.
+
+    Args:
+        eps: Added to each denominator, > 0.
+        reduction: ``none``, ``mean`` or ``sum``.
+        loss_weight: Factor on the result.
+    """
+
+    def __init__(self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0) -> None:
+        super().__init__(reduction, loss_weight)
+        self.eps = eps
+
+    def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        return ciou_loss(pred, target, self.eps)
+
+
+@MODELS.register_module()
+class EIoULoss(ElementwiseLoss):
+    """Smooth extended IoU loss of box pairs.
+
+    Args:
+        eps: Added to the denominator, > 0.
+        reduction: ``none``, ``mean`` or ``sum``.
+        loss_weight: Factor on the result.
+        smooth_point: Loss below which it is quadratic, > 0.
+    """
+
+    def __init__(
+        self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0, smooth_point: float = 0.1
+    ) -> None:
+        super().__init__(reduction, loss_weight)
+        if smooth_point <= 0:
+            raise ValueError(f"EIoULoss: smooth_point must be > 0, got {smooth_point}")
+        self.eps = eps
+        self.smooth_point = smooth_point
+
+    def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        return eiou_loss(pred, target, self.smooth_point, self.eps)
+
+
+@MODELS.register_module()
+class SIoULoss(ElementwiseLoss):
+    """SCYLLA IoU loss of box pairs.
+
+    Args:
+        eps: Least denominator, > 0.
+        reduction: ``none``, ``mean`` or ``sum``.
+        loss_weight: Factor on the result.
+        neg_gamma: Whether to take the paper's sign of gamma, see :func:`siou_loss`.
+    """
+
+    def __init__(
+        self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0, neg_gamma: bool = False
+    ) -> None:
+        super().__init__(reduction, loss_weight)
+        self.eps = eps
+        self.neg_gamma = neg_gamma
+
+    def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        return siou_loss(pred, target, self.eps, self.neg_gamma)

@@ -1,0 +1,11 @@
+"""MSELoss by hand."""
+
+import torch
+
+from detkit.losses import MSELoss
+
+
+def test_by_hand():
+    pred, target = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.5]])
+    torch.testing.assert_close(MSELoss(reduction="none")(pred, target), torch.tensor([[4.0, 0.25]]))
+    torch.testing.assert_close(MSELoss(loss_weight=2.0)(pred, target), torch.tensor(4.25))
