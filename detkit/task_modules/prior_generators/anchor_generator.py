@@ -1,25 +1,67 @@
-"""Anchors: boxes of given sizes and aspect ratios at each cell of each feature map."""
+"""Anchors: boxes of given sizes and aspect ratios at each cell of each feature map.
+
+Faster R-CNN, https://arxiv.org/abs/1506.01497; octaves as in RetinaNet, https://arxiv.org/abs/1708.02002.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from detkit.registry import TASK_UTILS
+from detkit.task_modules.prior_generators.grid import Stride, level_strides
+from detkit.task_modules.prior_generators.grid_anchors import GridAnchors
 
-__all__ = ["AnchorGenerator"]
+__all__ = ["AnchorGenerator", "LegacyAnchorGenerator", "centered_anchors", "pixel_anchors"]
 
-Size = tuple[int, int]
-# Multi-scale training meets many sizes; beyond this many the cache starts anew.
-CACHE_SIZE = 64
+Center = Sequence[float]
+
+
+def centered_anchors(
+    base_size: float, scales: Tensor, ratios: Tensor, center: Center, scale_major: bool = True
+) -> Tensor:
+    """Boxes of area ``(base_size * scale)^2`` around one centre.
+
+    Args:
+        base_size: In pixels.
+        scales: (S,).
+        ratios: (R,), height over width.
+        center: x and y in pixels.
+        scale_major: Whether the ratio varies slower than the scale.
+
+    Returns:
+        (R * S, 4).
+    """
+    widths, heights = _sizes(base_size, scales, ratios, scale_major)
+    x, y = center
+    return torch.stack([x - 0.5 * widths, y - 0.5 * heights, x + 0.5 * widths, y + 0.5 * heights], dim=-1)
+
+
+def pixel_anchors(base_size: float, scales: Tensor, ratios: Tensor, center: Center, scale_major: bool = True) -> Tensor:
+    """As :func:`centered_anchors`, with x2 and y2 the last pixel of the box and whole numbers."""
+    widths, heights = _sizes(base_size, scales, ratios, scale_major)
+    x, y = center
+    half_w, half_h = 0.5 * (widths - 1), 0.5 * (heights - 1)
+    return torch.stack([x - half_w, y - half_h, x + half_w, y + half_h], dim=-1).round()
+
+
+def _sizes(base_size: float, scales: Tensor, ratios: Tensor, scale_major: bool) -> tuple[Tensor, Tensor]:
+    height_ratios = torch.sqrt(ratios)
+    width_ratios = 1 / height_ratios
+    if scale_major:
+        widths = base_size * width_ratios[:, None] * scales[None, :]
+        heights = base_size * height_ratios[:, None] * scales[None, :]
+    else:
+        widths = base_size * scales[:, None] * width_ratios[None, :]
+        heights = base_size * scales[:, None] * height_ratios[None, :]
+    return widths.view(-1), heights.view(-1)
 
 
 @TASK_UTILS.register_module()
-class AnchorGenerator:
-    """Anchors of several levels (Faster R-CNN, https://arxiv.org/abs/1506.01497; octaves as in RetinaNet).
+class AnchorGenerator(GridAnchors):
+    """Anchors of several levels.
 
     A level's base anchors have the size ``base_size * scale`` and the aspect ratios ``ratios`` (height
     over width) around the same centre; each cell of the feature map has a copy of all of them. Give
@@ -40,163 +82,120 @@ class AnchorGenerator:
 
     def __init__(
         self,
-        strides: Sequence[int | Sequence[int]],
+        strides: Sequence[float | Sequence[float]],
         ratios: Sequence[float],
         scales: Sequence[float] | None = None,
         base_sizes: Sequence[float] | None = None,
         scale_major: bool = True,
         octave_base_scale: float | None = None,
         scales_per_octave: int | None = None,
-        centers: Sequence[Sequence[float]] | None = None,
+        centers: Sequence[Center] | None = None,
         center_offset: float = 0.0,
         use_box_type: bool = False,
     ) -> None:
-        if not 0 <= center_offset <= 1:
-            raise ValueError(f"AnchorGenerator: center_offset must be in [0, 1], got {center_offset}")
-        if centers is not None and center_offset != 0:
-            raise ValueError(f"AnchorGenerator: give centers or center_offset, not both ({center_offset=})")
-        octaves = octave_base_scale is not None and scales_per_octave is not None
-        if octaves == (scales is not None):
-            raise ValueError("AnchorGenerator: give either scales, or octave_base_scale and scales_per_octave")
-        self.strides: list[Size] = [(s, s) if isinstance(s, (int, float)) else (s[0], s[1]) for s in strides]
-        self.base_sizes = [min(stride) for stride in self.strides] if base_sizes is None else list(base_sizes)
-        for name, values in (("base_sizes", self.base_sizes), ("centers", centers)):
-            if values is not None and len(values) != len(self.strides):
-                raise ValueError(
-                    f"AnchorGenerator: {name} has {len(values)} entries for {len(self.strides)} strides: {values}"
-                )
+        name, pairs = type(self).__name__, level_strides(strides)
+        self.base_sizes = _base_sizes(name, base_sizes, pairs)
+        _check_centers(name, centers, center_offset, pairs)
+        self.scales = _scales(name, scales, octave_base_scale, scales_per_octave)
         self.octave_base_scale = octave_base_scale
         self.scales_per_octave = scales_per_octave
-        if octave_base_scale is not None and scales_per_octave is not None:
-            scales = [octave_base_scale * 2 ** (i / scales_per_octave) for i in range(scales_per_octave)]
-        self.scales = torch.tensor(scales, dtype=torch.float32)
         self.ratios = torch.tensor(ratios, dtype=torch.float32)
         self.scale_major = scale_major
         self.centers = centers
         self.center_offset = center_offset
         self.use_box_type = use_box_type
-        self.base_anchors = [
-            self.single_level_base_anchors(size, None if centers is None else centers[level])
+        super().__init__(pairs, self.gen_base_anchors())
+
+    def gen_base_anchors(self) -> list[Tensor]:
+        """Per level, the anchors (A, 4) of one cell at the origin; called once, in the constructor."""
+        return [
+            self.gen_single_level_base_anchors(
+                size, self.scales, self.ratios, None if self.centers is None else self.centers[level]
+            )
             for level, size in enumerate(self.base_sizes)
         ]
-        self._cache: dict[tuple[object, ...], Tensor] = {}
 
-    @property
-    def num_levels(self) -> int:
-        """Number of feature levels."""
-        return len(self.strides)
+    def gen_single_level_base_anchors(
+        self, base_size: float, scales: Tensor, ratios: Tensor, center: Center | None = None
+    ) -> Tensor:
+        """Anchors (A, 4) of one cell at the origin; without ``center``, ``center_offset`` tells it."""
+        center = [self.center_offset * base_size] * 2 if center is None else center
+        return centered_anchors(base_size, scales, ratios, center, self.scale_major)
 
-    @property
-    def num_base_priors(self) -> list[int]:
-        """Anchors per cell of each level."""
-        return [len(anchors) for anchors in self.base_anchors]
 
-    def single_level_base_anchors(self, base_size: float, center: Sequence[float] | None = None) -> Tensor:
-        """Anchors (A, 4) of one cell at the origin."""
-        center_x, center_y = center if center is not None else [self.center_offset * base_size] * 2
-        height_ratios = torch.sqrt(self.ratios)
-        width_ratios = 1 / height_ratios
-        if self.scale_major:
-            widths = (base_size * width_ratios[:, None] * self.scales[None, :]).view(-1)
-            heights = (base_size * height_ratios[:, None] * self.scales[None, :]).view(-1)
-        else:
-            widths = (base_size * self.scales[:, None] * width_ratios[None, :]).view(-1)
-            heights = (base_size * self.scales[:, None] * height_ratios[None, :]).view(-1)
-        corners = [
-            center_x - 0.5 * widths,
-            center_y - 0.5 * heights,
-            center_x + 0.5 * widths,
-            center_y + 0.5 * heights,
+@TASK_UTILS.register_module()
+class LegacyAnchorGenerator(GridAnchors):
+    """Anchors as MMDetection 1.x made them: whole numbers, x2 and y2 the last pixel of the box.
+
+    Args:
+        strides: As of :class:`AnchorGenerator`.
+        ratios: As of :class:`AnchorGenerator`.
+        scales: As of :class:`AnchorGenerator`.
+        base_sizes: As of :class:`AnchorGenerator`.
+        scale_major: As of :class:`AnchorGenerator`.
+        octave_base_scale: As of :class:`AnchorGenerator`.
+        scales_per_octave: As of :class:`AnchorGenerator`.
+        centers: As of :class:`AnchorGenerator`.
+        center_offset: Centre in units of the last pixel ``base_size - 1``, in [0, 1].
+        use_box_type: As of :class:`AnchorGenerator`.
+    """
+
+    def __init__(
+        self,
+        strides: Sequence[float | Sequence[float]],
+        ratios: Sequence[float],
+        scales: Sequence[float] | None = None,
+        base_sizes: Sequence[float] | None = None,
+        scale_major: bool = True,
+        octave_base_scale: float | None = None,
+        scales_per_octave: int | None = None,
+        centers: Sequence[Center] | None = None,
+        center_offset: float = 0.0,
+        use_box_type: bool = False,
+    ) -> None:
+        name, pairs = type(self).__name__, level_strides(strides)
+        self.base_sizes = _base_sizes(name, base_sizes, pairs)
+        _check_centers(name, centers, center_offset, pairs)
+        self.scales = _scales(name, scales, octave_base_scale, scales_per_octave)
+        self.octave_base_scale = octave_base_scale
+        self.scales_per_octave = scales_per_octave
+        self.ratios = torch.tensor(ratios, dtype=torch.float32)
+        self.scale_major = scale_major
+        self.centers = centers
+        self.center_offset = center_offset
+        self.use_box_type = use_box_type
+        level_centers = centers or [[center_offset * (size - 1)] * 2 for size in self.base_sizes]
+        base_anchors = [
+            pixel_anchors(size, self.scales, self.ratios, center, scale_major)
+            for size, center in zip(self.base_sizes, level_centers, strict=True)
         ]
-        return torch.stack(corners, dim=-1)
+        super().__init__(pairs, base_anchors)
 
-    def grid_priors(
-        self,
-        featmap_sizes: Sequence[Size],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        with_stride: bool = False,
-    ) -> list[Tensor]:
-        """Anchors of all levels, each (H * W * A, 4): by row, by column, then by base anchor.
 
-        Args:
-            featmap_sizes: Height and width of each level.
-            dtype: Of the anchors.
-            device: Of the anchors.
-            with_stride: Boxes carry no stride; must be False.
-        """
-        if with_stride:
-            raise ValueError("AnchorGenerator: anchors carry no stride; with_stride is for point generators")
-        self._check_levels(featmap_sizes)
-        return [self.single_level_grid_priors(size, level, dtype, device) for level, size in enumerate(featmap_sizes)]
+def _base_sizes(name: str, base_sizes: Sequence[float] | None, strides: Sequence[Stride]) -> list[float]:
+    if base_sizes is None:
+        return [min(stride) for stride in strides]
+    if len(base_sizes) != len(strides):
+        raise ValueError(f"{name}: base_sizes has {len(base_sizes)} entries for {len(strides)} strides: {base_sizes}")
+    return list(base_sizes)
 
-    def single_level_grid_priors(
-        self,
-        featmap_size: Size,
-        level_idx: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
-        """Anchors (H * W * A, 4) of one level; the same tensor at each call, so do not write into it."""
-        height, width = featmap_size
-        key = ("grid", height, width, level_idx, dtype, str(device))
-        if key not in self._cache:
-            stride_x, stride_y = self.strides[level_idx]
-            x = torch.arange(width, device=device) * stride_x
-            y = torch.arange(height, device=device) * stride_y
-            grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-            shifts = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1).to(dtype)  # (H, W, 4)
-            base = self.base_anchors[level_idx].to(device=device, dtype=dtype, non_blocking=True)
-            self._store(key, (shifts.unsqueeze(2) + base).reshape(-1, 4))
-        return self._cache[key]
 
-    def sparse_priors(
-        self,
-        prior_idxs: Tensor,
-        featmap_size: Size,
-        level_idx: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
-        """The anchors (..., 4) of one level at ``prior_idxs`` (...) of its grid."""
-        width = featmap_size[1]
-        base = self.base_anchors[level_idx].to(device=device, dtype=dtype, non_blocking=True)
-        cell = prior_idxs // len(base)
-        x = cell % width * self.strides[level_idx][0]
-        y = cell // width * self.strides[level_idx][1]
-        return torch.stack([x, y, x, y], dim=-1).to(device=device, dtype=dtype) + base[prior_idxs % len(base)]
+def _check_centers(
+    name: str, centers: Sequence[Center] | None, center_offset: float, strides: Sequence[Stride]
+) -> None:
+    if not 0 <= center_offset <= 1:
+        raise ValueError(f"{name}: center_offset must be in [0, 1], got {center_offset}")
+    if centers is not None and center_offset != 0:
+        raise ValueError(f"{name}: give centers or center_offset, not both ({center_offset=})")
+    if centers is not None and len(centers) != len(strides):
+        raise ValueError(f"{name}: centers has {len(centers)} entries for {len(strides)} strides: {centers}")
 
-    def valid_flags(
-        self, featmap_sizes: Sequence[Size], pad_shape: Sequence[int], device: torch.device | str = "cpu"
-    ) -> list[Tensor]:
-        """Which anchors of each level, (H * W * A,) bool, start inside an image of ``pad_shape``.
 
-        Args:
-            featmap_sizes: Height and width of each level.
-            pad_shape: Height and width of the padded image in pixels.
-            device: Of the flags.
-        """
-        self._check_levels(featmap_sizes)
-        flags = []
-        for level, ((height, width), (stride_x, stride_y)) in enumerate(zip(featmap_sizes, self.strides, strict=True)):
-            valid_height = min(math.ceil(pad_shape[0] / stride_y), height)
-            valid_width = min(math.ceil(pad_shape[1] / stride_x), width)
-            key = ("flags", height, width, valid_height, valid_width, level, str(device))
-            if key not in self._cache:
-                rows = torch.arange(height, device=device) < valid_height
-                columns = torch.arange(width, device=device) < valid_width
-                cells = (rows[:, None] & columns[None, :]).view(-1, 1)
-                self._store(key, cells.expand(-1, self.num_base_priors[level]).reshape(-1))
-            flags.append(self._cache[key])
-        return flags
-
-    def _store(self, key: tuple[object, ...], value: Tensor) -> None:
-        if len(self._cache) >= CACHE_SIZE:
-            self._cache.clear()
-        self._cache[key] = value
-
-    def _check_levels(self, featmap_sizes: Sequence[Size]) -> None:
-        if len(featmap_sizes) != self.num_levels:
-            raise ValueError(
-                f"AnchorGenerator: {len(featmap_sizes)} feature maps for {self.num_levels} strides {self.strides}"
-            )
+def _scales(
+    name: str, scales: Sequence[float] | None, octave_base_scale: float | None, scales_per_octave: int | None
+) -> Tensor:
+    if octave_base_scale is not None and scales_per_octave is not None and scales is None:
+        scales = [octave_base_scale * 2 ** (i / scales_per_octave) for i in range(scales_per_octave)]
+    elif scales is None or (octave_base_scale is not None and scales_per_octave is not None):
+        raise ValueError(f"{name}: give either scales, or octave_base_scale and scales_per_octave")
+    return torch.tensor(scales, dtype=torch.float32)
