@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.losses.labels import one_hot
+from detkit.losses.labels import check_labels, one_hot
 from detkit.losses.reduction import resolve_reduction, weight_per_element, weight_reduce_loss
 from detkit.registry import MODELS
 from detkit.structures.precision import full_precision
 
-__all__ = ["FocalLoss", "focal_loss_with_prob", "sigmoid_focal_loss"]
+__all__ = ["FocalLoss", "focal_loss_with_prob", "sigmoid_focal_loss", "summed_focal_loss"]
+
+# Logits at a time. On a CPU a piece and its temporaries stay in the cache; elsewhere it fills the device.
+CPU_CHUNK = 1 << 18
+DEVICE_CHUNK = 1 << 24
 
 
 def sigmoid_focal_loss(pred: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
@@ -44,6 +50,82 @@ def _modulation(prob: Tensor, target: Tensor, gamma: float, alpha: float) -> Ten
     if 0 < gamma < 1:  # the slope of a root is infinite at 0
         error = error.clamp(min=torch.finfo(error.dtype).eps)
     return (alpha * target + (1 - alpha) * (1 - target)) * error.pow(gamma)
+
+
+def summed_focal_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, gamma: float, alpha: float) -> Tensor:
+    """Sum of ``weight * sigmoid_focal_loss(logits, one_hot(labels))``, without the targets or any other (N, C) tensor.
+
+    Nearly all elements are negatives, and a negative's loss and slope are closed forms of its logit; the one
+    positive of a row is written over them. The slope is computed along with the value and kept for the backward
+    pass.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) in [0, C); any other is background.
+        weight: Factor (N,) per row.
+        gamma: Focusing exponent, >= 0.
+        alpha: Weight of a positive, in [0, 1].
+
+    Returns:
+        () sum.
+    """
+    result: Tensor = _SummedFocalLoss.apply(logits, labels, weight, gamma, alpha)
+    return result
+
+
+class _SummedFocalLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, weight: Tensor | None, gamma: float, alpha: float) -> Tensor:
+        num_rows, num_classes = logits.shape
+        slope = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        row_losses = logits.new_zeros(num_rows)
+        size = max(1, (CPU_CHUNK if logits.device.type == "cpu" else DEVICE_CHUNK) // max(num_classes, 1))
+        for start in range(0, num_rows if num_classes > 0 else 0, size):
+            piece = slice(start, start + size)
+            row_losses[piece] = _rows(
+                logits[piece], labels[piece], gamma, alpha, None if slope is None else slope[piece]
+            )
+            if slope is not None and weight is not None:
+                slope[piece].mul_(weight[piece].unsqueeze(1))
+        if slope is not None:
+            ctx.save_for_backward(slope, logits, labels, weight)
+            ctx.gamma, ctx.alpha = gamma, alpha
+        return row_losses.sum() if weight is None else (row_losses * weight).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        slope, logits, labels, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the slope itself is to be differentiated
+            target = one_hot(labels, logits.shape[1], "FocalLoss").to(logits.dtype)
+            loss = sigmoid_focal_loss(logits, target, ctx.gamma, ctx.alpha)
+            total = loss.sum() if weight is None else (loss * weight.unsqueeze(1)).sum()
+            (slope,) = torch.autograd.grad(total, logits, create_graph=True)
+        return slope * grad, None, None, None, None
+
+
+def _rows(logits: Tensor, labels: Tensor, gamma: float, alpha: float, slope: Tensor | None) -> Tensor:
+    """Losses (n,) of the rows of ``logits`` (n, C); their derivative goes to ``slope`` (n, C)."""
+    label = labels.unsqueeze(1)
+    positive = (label >= 0) & (label < logits.shape[1])
+    index = label.clamp(0, logits.shape[1] - 1)
+    prob = logits.sigmoid()
+    own_logit, own_prob = logits.gather(1, index), prob.gather(1, index)
+
+    # Of a negative: (1 - alpha) p^gamma log(1 + e^x), with the derivative below.
+    modulation = prob.pow(gamma)
+    loss = F.softplus(logits).mul_(modulation).mul_(1 - alpha)
+    if slope is not None:
+        torch.mul(prob, modulation, out=slope).mul_(1 - alpha)
+        slope.addcmul_(loss, prob.neg_().add_(1), value=gamma)
+
+    # Of the positive: alpha (1 - p)^gamma log(1 + e^-x).
+    error, cross_entropy = (-own_logit).sigmoid(), F.softplus(-own_logit)
+    factor = alpha * error.pow(gamma)
+    loss.scatter_(1, index, torch.where(positive, factor * cross_entropy, loss.gather(1, index)))
+    if slope is not None:
+        own_slope = -factor * (gamma * own_prob * cross_entropy + error)
+        slope.scatter_(1, index, torch.where(positive, own_slope, slope.gather(1, index)))
+    return loss.sum(dim=1)
 
 
 @MODELS.register_module()
@@ -101,15 +183,29 @@ class FocalLoss(nn.Module):
         """
         reduction = resolve_reduction(reduction_override or self.reduction, "FocalLoss")
         (pred,) = full_precision(pred)
-        if target.dim() != pred.dim():
-            target = one_hot(target, pred.shape[-1], "FocalLoss")
-        if target.shape != pred.shape:
+        of_labels = target.dim() != pred.dim()
+        if target.shape != (pred.shape[:-1] if of_labels else pred.shape):
             raise ValueError(
                 f"FocalLoss: target {tuple(target.shape)} does not fit pred {tuple(pred.shape)}; "
                 "labels (N,) or targets (N, C) were expected"
             )
+        if of_labels and not self.activated and reduction != "none" and _is_per_row(weight, pred):
+            check_labels(target, pred.shape[-1], "FocalLoss")
+            total = summed_focal_loss(pred, target, weight, self.gamma, self.alpha)
+            if reduction == "mean" and avg_factor is None:
+                avg_factor = pred.numel()
+            return self.loss_weight * weight_reduce_loss(total, None, reduction, avg_factor)
+        if of_labels:
+            target = one_hot(target, pred.shape[-1], "FocalLoss")
         function = focal_loss_with_prob if self.activated else sigmoid_focal_loss
         loss = function(pred, target.to(pred.dtype), self.gamma, self.alpha)
         return self.loss_weight * weight_reduce_loss(
             loss, weight_per_element(weight, loss, "FocalLoss"), reduction, avg_factor
         )
+
+
+def _is_per_row(weight: Tensor | None, pred: Tensor) -> bool:
+    """Whether the loss can be summed row by row; what a compiler traces it fuses by itself."""
+    if torch.compiler.is_compiling() or pred.dim() != 2:
+        return False
+    return weight is None or (weight.shape == pred.shape[:1] and not weight.requires_grad)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_range", "one_hot"]
+__all__ = ["check_labels", "check_range", "one_hot"]
 
 
 def one_hot(labels: Tensor, num_classes: int, name: str) -> Tensor:
@@ -22,10 +22,15 @@ def one_hot(labels: Tensor, num_classes: int, name: str) -> Tensor:
     Raises:
         RuntimeError: A label outside [0, C], where the labels are on the CPU.
     """
+    check_labels(labels, num_classes, name)
+    return labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)
+
+
+def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
+    """Refuse labels outside [0, C] as :func:`one_hot` does; ``name`` is who asks."""
     check_range(
         labels, num_classes + 1, f"{name}: a label lies outside [0, {num_classes}] ({num_classes} is background)"
     )
-    return labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)
 
 
 def check_range(values: Tensor, end: float, message: str, ignored: float | None = None) -> None:
