@@ -14,7 +14,14 @@ from detkit.ops import batched_nms
 from detkit.registry import check_keys
 from detkit.structures.boxes import get_box_wh, scale_boxes
 
-__all__ = ["TEST_CFG_KEYS", "Candidates", "DenseTestCfg", "detections", "select_candidates"]
+__all__ = [
+    "TEST_CFG_KEYS",
+    "Candidates",
+    "DenseTestCfg",
+    "detections",
+    "filter_scores_and_topk",
+    "select_candidates",
+]
 
 TEST_CFG_KEYS = ("nms_pre", "min_bbox_size", "score_thr", "nms", "max_per_img")
 
@@ -104,6 +111,44 @@ def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     keys = (scores.view(torch.int32).long() << 32) + (scores.shape[1] - position)
     index = keys.topk(count, dim=1).indices
     return scores.gather(1, index), index
+
+
+def filter_scores_and_topk(
+    scores: Tensor, score_thr: float, topk: int | None, results: Any = None
+) -> tuple[Tensor, Tensor, Tensor, Any]:
+    """The best (prior, class) pairs above a threshold, best first; of equal scores the first.
+
+    Waits for the device, as the number of pairs is needed; :func:`select_candidates` does not.
+
+    Args:
+        scores: (A, C).
+        score_thr: Pairs must score more than this.
+        topk: Pairs kept; None or a negative number keeps all.
+        results: A tensor (A, ...), or a dict or list of such, to choose from too.
+
+    Returns:
+        Scores (K,), labels (K,), indices (K,) of the priors, and ``results`` at these.
+
+    Raises:
+        ValueError: ``scores`` has another shape.
+        TypeError: ``results`` is of another type.
+    """
+    if scores.dim() != 2:
+        raise ValueError(f"filter_scores_and_topk: scores have shape {tuple(scores.shape)}, expected (A, C)")
+    above = (scores > score_thr).nonzero()
+    values, order = scores[above[:, 0], above[:, 1]].sort(descending=True, stable=True)
+    count = len(values) if topk is None or topk < 0 else topk
+    index, labels = above[order[:count]].unbind(dim=1)
+    chosen = results
+    if isinstance(results, Tensor):
+        chosen = results[index]
+    elif isinstance(results, Mapping):
+        chosen = {name: value[index] for name, value in results.items()}
+    elif isinstance(results, list):
+        chosen = [value[index] for value in results]
+    elif results is not None:
+        raise TypeError(f"filter_scores_and_topk: results must be a tensor, dict or list, got {type(results).__name__}")
+    return values[:count], labels, index, chosen
 
 
 def detections(

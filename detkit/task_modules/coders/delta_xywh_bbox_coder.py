@@ -4,16 +4,76 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from detkit.registry import TASK_UTILS
+from detkit.structures.boxes import MaxShape, stack_corners
 from detkit.structures.precision import full_precision
+from detkit.task_modules.coders.arguments import boxes_to_decode, boxes_to_encode
 
-__all__ = ["DeltaXYWHBBoxCoder", "bbox2delta", "delta2bbox"]
+__all__ = [
+    "DeltaXYWHBBoxCoder",
+    "bbox2delta",
+    "check_statistics",
+    "delta2bbox",
+    "delta_of_sizes",
+    "sizes_of_delta",
+]
 
-Shape = Sequence[int]
+WH_RATIO_CLIP = 16 / 1000
+Quad = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def delta_of_sizes(prior: Quad, gt: Quad, means: Sequence[float], stds: Sequence[float]) -> Tensor:
+    """Normalised offsets (..., 4) between centres and sizes (eq. 6 to 9).
+
+    Args:
+        prior: Centre x, y, width and height, each (...).
+        gt: The same of the boxes.
+        means: Subtracted from the offsets.
+        stds: What the offsets are divided by then.
+    """
+    (px, py, pw, ph), (gx, gy, gw, gh) = prior, gt
+    deltas = ((gx - px) / pw, (gy - py) / ph, torch.log(gw / pw), torch.log(gh / ph))
+    return torch.stack([(d - m) / s for d, m, s in zip(deltas, means, stds, strict=True)], dim=-1)
+
+
+def sizes_of_delta(
+    prior: Quad,
+    deltas: Tensor,
+    means: Sequence[float],
+    stds: Sequence[float],
+    wh_ratio_clip: float = WH_RATIO_CLIP,
+    ctr_clamp: float | None = None,
+) -> Quad:
+    """The inverse of :func:`delta_of_sizes` (eq. 1 to 4): centre x, y, width and height, each (..., C).
+
+    Args:
+        prior: Centre x, y, width and height, each (...).
+        deltas: (..., C, 4).
+        means: As encoded.
+        stds: As encoded.
+        wh_ratio_clip: Least ratio of the sizes, and its inverse the largest.
+        ctr_clamp: Largest move of the centre in pixels; then sizes have an upper limit only.
+    """
+    dx, dy, dw, dh = (d * s + m for d, s, m in zip(deltas.unbind(-1), stds, means, strict=True))
+    px, py, pw, ph = (part.unsqueeze(-1) for part in prior)
+    move_x, move_y = pw * dx, ph * dy
+    max_ratio = abs(math.log(wh_ratio_clip))
+    if ctr_clamp is None:
+        dw, dh = dw.clamp(-max_ratio, max_ratio), dh.clamp(-max_ratio, max_ratio)
+    else:
+        move_x, move_y = move_x.clamp(-ctr_clamp, ctr_clamp), move_y.clamp(-ctr_clamp, ctr_clamp)
+        dw, dh = dw.clamp(max=max_ratio), dh.clamp(max=max_ratio)
+    return px + move_x, py + move_y, pw * dw.exp(), ph * dh.exp()
+
+
+def _center_size(boxes: Tensor) -> Quad:
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return (x1 + x2) * 0.5, (y1 + y2) * 0.5, x2 - x1, y2 - y1
 
 
 def bbox2delta(
@@ -31,16 +91,7 @@ def bbox2delta(
         (..., 4), float32 at least.
     """
     proposals, gt = full_precision(proposals, gt)
-    px1, py1, px2, py2 = proposals.unbind(-1)
-    gx1, gy1, gx2, gy2 = gt.unbind(-1)
-    pw, ph, gw, gh = px2 - px1, py2 - py1, gx2 - gx1, gy2 - gy1
-    deltas = (
-        ((gx1 + gx2) * 0.5 - (px1 + px2) * 0.5) / pw,
-        ((gy1 + gy2) * 0.5 - (py1 + py2) * 0.5) / ph,
-        torch.log(gw / pw),
-        torch.log(gh / ph),
-    )
-    return torch.stack([(d - m) / s for d, m, s in zip(deltas, means, stds, strict=True)], dim=-1)
+    return delta_of_sizes(_center_size(proposals), _center_size(gt), means, stds)
 
 
 def delta2bbox(
@@ -48,8 +99,8 @@ def delta2bbox(
     deltas: Tensor,
     means: Sequence[float] = (0.0,) * 4,
     stds: Sequence[float] = (1.0,) * 4,
-    max_shape: Shape | Sequence[Shape] | Tensor | None = None,
-    wh_ratio_clip: float = 16 / 1000,
+    max_shape: MaxShape | None = None,
+    wh_ratio_clip: float = WH_RATIO_CLIP,
     clip_border: bool = True,
     ctr_clamp: float | None = None,
 ) -> Tensor:
@@ -69,37 +120,19 @@ def delta2bbox(
     Returns:
         (..., C * 4), float32 at least.
     """
-    shape = deltas.shape
     rois, deltas = full_precision(rois, deltas)
-    deltas = deltas.unflatten(-1, (-1, 4))  # (..., C, 4)
-    dx, dy, dw, dh = (d * s + m for d, s, m in zip(deltas.unbind(-1), stds, means, strict=True))
-    px1, py1, px2, py2 = rois.unsqueeze(-2).unbind(-1)  # (..., 1)
-    pw, ph = px2 - px1, py2 - py1
-    move_x, move_y = pw * dx, ph * dy
-    max_ratio = abs(math.log(wh_ratio_clip))
-    if ctr_clamp is not None:
-        move_x, move_y = move_x.clamp(-ctr_clamp, ctr_clamp), move_y.clamp(-ctr_clamp, ctr_clamp)
-        dw, dh = dw.clamp(max=max_ratio), dh.clamp(max=max_ratio)
-    else:
-        dw, dh = dw.clamp(-max_ratio, max_ratio), dh.clamp(-max_ratio, max_ratio)
-    gx, gy = (px1 + px2) * 0.5 + move_x, (py1 + py2) * 0.5 + move_y
-    half_w, half_h = pw * dw.exp() * 0.5, ph * dh.exp() * 0.5
-    x1, y1, x2, y2 = gx - half_w, gy - half_h, gx + half_w, gy + half_h
-    if clip_border and max_shape is not None:
-        x1, x2 = (_clip(x, max_shape, 1) for x in (x1, x2))
-        y1, y2 = (_clip(y, max_shape, 0) for y in (y1, y2))
-    return torch.stack([x1, y1, x2, y2], dim=-1).reshape(shape)
+    classes = deltas.unflatten(-1, (-1, 4))  # (..., C, 4)
+    x, y, width, height = sizes_of_delta(_center_size(rois), classes, means, stds, wh_ratio_clip, ctr_clamp)
+    half_w, half_h = width * 0.5, height * 0.5
+    boxes = stack_corners(x - half_w, y - half_h, x + half_w, y + half_h, max_shape if clip_border else None)
+    return boxes.flatten(-2)
 
 
-def _clip(coordinate: Tensor, max_shape: Shape | Sequence[Shape] | Tensor, axis: int) -> Tensor:
-    if isinstance(max_shape, Tensor):
-        limits = max_shape[..., axis]
-    elif isinstance(max_shape[0], Sequence):
-        limits = coordinate.new_tensor([one[axis] for one in max_shape])  # type: ignore[index]
-    else:
-        return coordinate.clamp(0, float(max_shape[axis]))  # type: ignore[arg-type]
-    limits = limits.to(coordinate).reshape(*limits.shape, *([1] * (coordinate.dim() - limits.dim())))
-    return torch.minimum(coordinate.clamp(min=0), limits)
+def check_statistics(name: str, **values: Sequence[float]) -> None:
+    """ValueError if means or standard deviations are not 4 numbers."""
+    for what, numbers in values.items():
+        if len(numbers) != 4:
+            raise ValueError(f"{name}: {what} needs 4 numbers, got {numbers!r}")
 
 
 @TASK_UTILS.register_module()
@@ -124,30 +157,24 @@ class DeltaXYWHBBoxCoder:
         add_ctr_clamp: bool = False,
         ctr_clamp: float = 32,
     ) -> None:
-        for name, values in (("target_means", target_means), ("target_stds", target_stds)):
-            if len(values) != self.encode_size:
-                raise ValueError(f"DeltaXYWHBBoxCoder: {name} needs 4 numbers, got {values!r}")
+        check_statistics(type(self).__name__, target_means=target_means, target_stds=target_stds)
         self.means = tuple(target_means)
         self.stds = tuple(target_stds)
         self.clip_border = clip_border
         self.add_ctr_clamp = add_ctr_clamp
         self.ctr_clamp = ctr_clamp
 
-    def encode(self, bboxes: Tensor, gt_bboxes: Tensor) -> Tensor:
+    def encode(self, bboxes: Tensor | Any, gt_bboxes: Tensor | Any) -> Tensor:
         """Offsets (..., 4) from priors ``bboxes`` (..., 4) to ``gt_bboxes`` (..., 4)."""
-        if bboxes.shape[-1] != 4 or gt_bboxes.shape[-1] != 4:
-            raise ValueError(
-                f"DeltaXYWHBBoxCoder.encode: boxes (..., 4) were expected, got {tuple(bboxes.shape)} "
-                f"and {tuple(gt_bboxes.shape)}"
-            )
+        bboxes, gt_bboxes = boxes_to_encode(type(self).__name__, bboxes, gt_bboxes)
         return bbox2delta(bboxes, gt_bboxes, self.means, self.stds)
 
     def decode(
         self,
-        bboxes: Tensor,
+        bboxes: Tensor | Any,
         pred_bboxes: Tensor,
-        max_shape: Shape | Sequence[Shape] | Tensor | None = None,
-        wh_ratio_clip: float | None = 16 / 1000,
+        max_shape: MaxShape | None = None,
+        wh_ratio_clip: float | None = WH_RATIO_CLIP,
     ) -> Tensor:
         """Boxes (..., C * 4) of the offsets ``pred_bboxes`` (..., C * 4) from priors ``bboxes`` (..., 4).
 
@@ -157,17 +184,14 @@ class DeltaXYWHBBoxCoder:
             max_shape: See :func:`delta2bbox`.
             wh_ratio_clip: See :func:`delta2bbox`.
         """
-        if bboxes.dim() > 1 and bboxes.shape[-2] != pred_bboxes.shape[-2]:
-            raise ValueError(
-                f"DeltaXYWHBBoxCoder.decode: {bboxes.shape[-2]} priors and {pred_bboxes.shape[-2]} offsets differ"
-            )
+        bboxes, pred_bboxes = boxes_to_decode(type(self).__name__, bboxes, pred_bboxes, encode_size=None)
         return delta2bbox(
             bboxes,
             pred_bboxes,
             self.means,
             self.stds,
             max_shape,
-            16 / 1000 if wh_ratio_clip is None else wh_ratio_clip,
+            WH_RATIO_CLIP if wh_ratio_clip is None else wh_ratio_clip,
             self.clip_border,
             self.ctr_clamp if self.add_ctr_clamp else None,
         )
