@@ -1,4 +1,4 @@
-"""Assigners, samplers, coders and prior generators against MMDetection 3.3.0."""
+"""Assigners, coders and prior generators against MMDetection 3.3.0."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ from reference import arguments, assert_same, case_named, cases
 
 from detkit.registry import TASK_UTILS
 from detkit.structures.ground_truth import GroundTruth
-from detkit.task_modules import AssignResult
 
 # With an int, MMDetection's assigner finds no negatives at all; tested below.
 WITHOUT_BUG = [case for case in cases("assigners/MaxIoUAssigner") if case.id != "neg_thr_int"]
@@ -41,14 +40,6 @@ def test_a_batch_is_its_images_one_by_one(case):
         assert torch.equal(alone.gt_inds, in_batch.gt_inds)
         assert torch.equal(alone.labels, in_batch.labels)
         assert torch.equal(alone.max_overlaps, in_batch.max_overlaps)
-
-
-@pytest.mark.parametrize("case", cases("samplers/PseudoSampler"))
-def test_pseudo_sampler(case):
-    inputs = arguments(case["inputs"])
-    inputs["assign_result"] = AssignResult(**inputs["assign_result"])
-    result = TASK_UTILS.build(case["config"]).sample(**inputs)
-    assert_same(result, case["outputs"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", cases("coders/DeltaXYWHBBoxCoder"))

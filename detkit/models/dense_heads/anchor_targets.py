@@ -9,16 +9,9 @@ import torch
 from torch import Tensor
 
 from detkit.structures.ground_truth import GroundTruth
-from detkit.task_modules import AnchorGenerator, BatchAssignResult, BatchSamplingResult, assign_batch
+from detkit.task_modules import GridAnchors, anchor_inside_flags, assign_batch, sample_batch
 
-__all__ = ["AnchorTargets", "BatchSampler", "BoxCoder", "anchor_targets", "valid_anchors"]
-
-
-class BatchSampler(Protocol):
-    """What a dense head needs of a sampler."""
-
-    def sample_batch(self, assign_result: BatchAssignResult) -> BatchSamplingResult:
-        """Choose among the assigned priors of N images."""
+__all__ = ["AnchorTargets", "BoxCoder", "anchor_targets", "valid_anchors"]
 
 
 class BoxCoder(Protocol):
@@ -51,7 +44,7 @@ class AnchorTargets(NamedTuple):
 
 def valid_anchors(
     anchors: Tensor,
-    generator: AnchorGenerator,
+    generator: GridAnchors,
     sizes: Sequence[tuple[int, int]],
     metas: Sequence[dict[str, Any]],
     allowed_border: float,
@@ -63,7 +56,7 @@ def valid_anchors(
         generator: Their generator.
         sizes: Height and width of each feature map.
         metas: Image facts with ``pad_shape`` and ``img_shape``.
-        allowed_border: Pixels by which an anchor may leave the image; -1 for any number.
+        allowed_border: Pixels by which an anchor may leave the image; a negative number allows any.
     """
     height, width = (max(size[axis] * generator.strides[0][1 - axis] for size in sizes[:1]) for axis in (0, 1))
     whole = all(meta["pad_shape"][0] >= height and meta["pad_shape"][1] >= width for meta in metas)
@@ -72,12 +65,7 @@ def valid_anchors(
     rows = []
     for meta in metas:
         flags = torch.cat(generator.valid_flags(sizes, meta["pad_shape"], anchors.device))
-        if allowed_border >= 0:
-            image_height, image_width = meta["img_shape"][:2]
-            x1, y1, x2, y2 = anchors.unbind(-1)
-            flags = flags & (x1 >= -allowed_border) & (y1 >= -allowed_border)
-            flags = flags & (x2 < image_width + allowed_border) & (y2 < image_height + allowed_border)
-        rows.append(flags)
+        rows.append(anchor_inside_flags(anchors, flags, meta["img_shape"], allowed_border))
     return torch.stack(rows)
 
 
@@ -86,7 +74,7 @@ def anchor_targets(
     ground_truth: GroundTruth,
     valid: Tensor | None,
     assigner: Any,
-    sampler: BatchSampler,
+    sampler: Any,
     coder: BoxCoder | None,
     num_classes: int,
     pos_weight: float = -1,
@@ -98,13 +86,21 @@ def anchor_targets(
         ground_truth: Objects of the N images.
         valid: (N, A) bool, which anchors take part; None is all.
         assigner: Registered assigner, batched or per image.
-        sampler: Registered sampler.
+        sampler: Registered sampler, batched or per image.
         coder: Encodes the boxes; None leaves them as they are.
         num_classes: Label of the background.
         pos_weight: Label weight of a positive; 1 where <= 0.
+
+    Raises:
+        ValueError: The sampler adds objects to the anchors.
     """
     assigned = assign_batch(assigner, anchors, ground_truth, valid)
-    sampled = sampler.sample_batch(assigned)
+    sampled = sample_batch(sampler, assigned, anchors, ground_truth)
+    if sampled.is_gt is not None:
+        raise ValueError(
+            f"train_cfg.sampler: {type(sampler).__name__} adds objects as proposals, and an anchor head predicts "
+            "nothing for them; set add_gt_as_proposals=False"
+        )
     boxes, labels = ground_truth.matched(assigned.gt_inds, anchors)
     positive = sampled.positive
     # Anchors without object are their own target, so that their (unused) encoding is finite.

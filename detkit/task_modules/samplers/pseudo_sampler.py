@@ -5,12 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.structures import InstanceData
+from torch import Tensor
 
 from detkit.registry import TASK_UTILS
+from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.assign_result import AssignResult, BatchAssignResult
+from detkit.task_modules.samplers.pool import expand_priors
 from detkit.task_modules.samplers.sampling_result import BatchSamplingResult, SamplingResult
 
-__all__ = ["PseudoSampler"]
+__all__ = ["PseudoSampler", "take_all"]
+
+
+def take_all(assign_result: BatchAssignResult, priors: Tensor | None = None) -> BatchSamplingResult:
+    """All assigned priors of N images; only positives count in ``avg_factor``, an image without any as 1.
+
+    Args:
+        assign_result: Assignment of the A priors of each.
+        priors: (A, 4) or (N, A, 4), handed on.
+    """
+    gt_inds = assign_result.gt_inds
+    positive = gt_inds > 0
+    avg_factor = positive.sum(dim=1).clamp(min=1).sum()
+    own = expand_priors(priors, len(gt_inds))
+    return BatchSamplingResult(positive, gt_inds == 0, avg_factor, own, gt_inds, assign_result.labels)
 
 
 @TASK_UTILS.register_module()
@@ -39,8 +56,12 @@ class PseudoSampler:
             avg_factor_with_neg=False,
         )
 
-    def sample_batch(self, assign_result: BatchAssignResult) -> BatchSamplingResult:
-        """All assigned priors of N images; an image without positives counts 1 in ``avg_factor``."""
-        positive = assign_result.gt_inds > 0
-        avg_factor = positive.sum(dim=1).clamp(min=1).sum()
-        return BatchSamplingResult(positive, assign_result.gt_inds == 0, avg_factor)
+    def sample_batch(
+        self,
+        assign_result: BatchAssignResult,
+        priors: Tensor | None = None,
+        ground_truth: GroundTruth | None = None,
+        **kwargs: Any,
+    ) -> BatchSamplingResult:
+        """All assigned priors of N images; see :func:`take_all`."""
+        return take_all(assign_result, priors)

@@ -1,0 +1,72 @@
+"""What the box head of a RoI head says of priors that its sampler is to choose from."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from detkit.task_modules.samplers.pool import Pool
+
+__all__ = ["RoIOutputs", "bbox_head_of", "roi_outputs"]
+
+
+class RoIOutputs(NamedTuple):
+    """Outputs for the A priors of N images.
+
+    Attributes:
+        cls_score: (N, A, C + 1) logits.
+        bbox_pred: (N, A, 4) or (N, A, 4 C) encoded boxes.
+        loss: (N, A) the loss that was asked for.
+    """
+
+    cls_score: Tensor
+    bbox_pred: Tensor
+    loss: Tensor
+
+
+def bbox_head_of(context: Any) -> Any:
+    """The box head of a RoI head; of a cascade, that of its stage now."""
+    return context.bbox_head[context.current_stage] if hasattr(context, "num_stages") else context.bbox_head
+
+
+@torch.no_grad()
+def roi_outputs(context: Any, bbox_head: Any, pool: Pool, loss_key: str, name: str) -> RoIOutputs:
+    """Run the box head on every prior of the pool, the ignored ones too, so that shapes are fixed.
+
+    Args:
+        context: RoI head with ``_bbox_forward``.
+        bbox_head: Whose loss it is.
+        pool: With priors; ``feats`` among its inputs.
+        loss_key: Entry of the head's losses.
+        name: Of the sampler, for messages.
+
+    Raises:
+        ValueError: The sampler was given no priors, or the head has no such loss.
+    """
+    if pool.priors is None:
+        raise ValueError(f"{name}: needs the priors, to run the box head on them")
+    batch_size, count = pool.gt_inds.shape
+    image = torch.arange(batch_size, device=pool.priors.device, dtype=pool.priors.dtype)
+    rois = torch.cat([image.repeat_interleave(count).unsqueeze(1), pool.priors.flatten(0, 1)], dim=1)
+    stage = (context.current_stage,) if hasattr(context, "num_stages") else ()
+    outputs = context._bbox_forward(*stage, pool.inputs.get("feats"), rois)
+    scores = outputs["cls_score"]
+    losses = bbox_head.loss(
+        cls_score=scores,
+        bbox_pred=None,
+        rois=rois,
+        labels=torch.where(pool.gt_inds > 0, pool.labels, bbox_head.num_classes).flatten(),
+        label_weights=scores.new_ones(len(scores)),
+        bbox_targets=None,
+        bbox_weights=None,
+        reduction_override="none",
+    )
+    if loss_key not in losses:
+        raise ValueError(f"{name}: the box head has no loss {loss_key!r}, only {', '.join(sorted(losses))}")
+    shape = (batch_size, count)
+    bbox_pred = outputs["bbox_pred"]
+    return RoIOutputs(
+        scores.unflatten(0, shape), bbox_pred.unflatten(0, shape), losses[loss_key].reshape(batch_size, count)
+    )
