@@ -5,6 +5,7 @@ from detkit.losses.ae_loss import AssociativeEmbeddingLoss, associative_embeddin
 from detkit.losses.balanced_l1_loss import BalancedL1Loss, balanced_l1_loss
 from detkit.losses.cross_entropy_custom_loss import CrossEntropyCustomLoss
 from detkit.losses.cross_entropy_loss import CrossEntropyLoss, binary_cross_entropy, cross_entropy, mask_cross_entropy
+from detkit.losses.ddq_aux_loss import DDQAuxLoss
 from detkit.losses.dice_loss import DiceLoss, dice_loss
 from detkit.losses.distance_iou_loss import (
     CIoULoss,
@@ -34,6 +35,7 @@ from detkit.losses.l2_loss import L2Loss, l2_loss
 from detkit.losses.margin_loss import MarginL2Loss
 from detkit.losses.mse_loss import MSELoss, mse_loss
 from detkit.losses.multipos_cross_entropy_loss import MultiPosCrossEntropyLoss, multi_pos_cross_entropy
+from detkit.losses.pisa_loss import carl_loss, isr_p
 from detkit.losses.reduction import ElementwiseLoss, weight_reduce_loss
 from detkit.losses.seesaw_loss import SeesawLoss, seesaw_ce_loss
 from detkit.losses.smooth_l1_loss import L1Loss, SmoothL1Loss, smooth_l1_loss
@@ -50,6 +52,7 @@ __all__ = [
     "CIoULoss",
     "CrossEntropyCustomLoss",
     "CrossEntropyLoss",
+    "DDQAuxLoss",
     "DIoULoss",
     "DiceLoss",
     "DistributionFocalLoss",
@@ -79,6 +82,7 @@ __all__ = [
     "batch_hard_triplet_loss",
     "binary_cross_entropy",
     "bounded_iou_loss",
+    "carl_loss",
     "ciou_loss",
     "cross_entropy",
     "dice_loss",
@@ -89,6 +93,7 @@ __all__ = [
     "gaussian_focal_loss",
     "giou_loss",
     "iou_loss",
+    "isr_p",
     "knowledge_distillation_kl_div_loss",
     "l2_loss",
     "mask_cross_entropy",

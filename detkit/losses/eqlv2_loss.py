@@ -144,7 +144,7 @@ class EQLV2Loss(nn.Module):
         grad = ((cls_score.sigmoid() - target).abs() * factor)[:, :-1]
         target = target[:, :-1]
         grads = torch.stack([(grad * target).sum(dim=0), (grad * (1 - target)).sum(dim=0)]).to(self.pos_grad.dtype)
-        if self.use_distributed:
+        if self.use_distributed and distributed.is_initialized():
             distributed.all_reduce(grads)
         self.pos_grad += grads[0]
         self.neg_grad += grads[1]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from detkit.structures.precision import full_precision
 
@@ -16,6 +16,7 @@ __all__ = [
     "ElementwiseLoss",
     "match_weight",
     "reduce_loss",
+    "reduce_mean",
     "resolve_counted_reduction",
     "resolve_reduction",
     "weight_per_element",
@@ -122,6 +123,15 @@ def weight_reduce_loss(
         # The epsilon makes 0 objects of 0 weight a loss of 0.
         return loss.sum() / (avg_factor + torch.finfo(torch.float32).eps)
     return loss.mean() if loss.numel() > 0 else loss.sum()
+
+
+def reduce_mean(value: Tensor) -> Tensor:
+    """Mean over the processes of a distributed run, of a number to divide losses by; else ``value`` itself."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    mean = value.detach() / distributed.get_world_size()
+    distributed.all_reduce(mean)
+    return mean
 
 
 def weighted_loss(elementwise: Callable[..., Tensor]) -> Callable[..., Tensor]:

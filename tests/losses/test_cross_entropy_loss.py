@@ -1,0 +1,100 @@
+"""CrossEntropyLoss where it is used wrongly, and where nothing is left to count."""
+
+import math
+
+import pytest
+import torch
+
+from detkit.losses import CrossEntropyCustomLoss, CrossEntropyLoss
+from detkit.losses.cross_entropy_loss import cross_entropy_of_probability
+
+LOG3 = math.log(3)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [(CrossEntropyLoss(), "CrossEntropyLoss"), (CrossEntropyCustomLoss(num_classes=2), "CrossEntropyCustomLoss")],
+)
+def test_a_label_out_of_range_is_refused_by_name(loss, name, label):
+    with pytest.raises(RuntimeError, match=rf"^{name}: a label lies outside \[0, 3\) and is not ignore_index=-100"):
+        loss(torch.zeros(2, 3), torch.tensor([0, label]))
+
+
+@pytest.mark.parametrize("ignored", [-1, 255])
+def test_the_ignored_label_is_in_range(ignored):
+    labels = torch.tensor([0, ignored])
+    expected = torch.tensor([LOG3, 0.0])
+    loss = CrossEntropyLoss(ignore_index=ignored, reduction="none")(torch.zeros(2, 3), labels)
+    torch.testing.assert_close(loss, expected)
+    loss = CrossEntropyLoss(reduction="none")(torch.zeros(2, 3), labels, ignore_index=ignored)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 1), (2, 4), ()])
+def test_a_softmax_weight_that_does_not_fit_is_refused(shape):
+    with pytest.raises(ValueError, match=r"CrossEntropyLoss: weight .* fits neither samples nor elements \(4,\)"):
+        CrossEntropyLoss()(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), torch.ones(shape))
+
+
+def test_a_column_of_weights_is_one_per_sample():
+    # MMDetection widens the loss (4,) to (4, 4) without a word.
+    weight = torch.tensor([1.0, 2.0, 0.0, 3.0])
+    inputs = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)
+    loss = CrossEntropyLoss(reduction="none")
+    torch.testing.assert_close(loss(*inputs, weight[:, None]), loss(*inputs, weight))
+
+
+def test_a_sigmoid_weight_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"CrossEntropyLoss: weight \(5, 3\) fits neither"):
+        CrossEntropyLoss(use_sigmoid=True)(torch.zeros(1, 3), torch.tensor([0]), torch.ones(5, 3))
+
+
+def test_weight_per_image_of_a_label_map():
+    """A loss (N, H, W) takes a weight per pixel or per image."""
+    logits, labels = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.int64)
+    per_image = CrossEntropyLoss(reduction="none")(logits, labels, torch.tensor([1.0, 0.0]))
+    per_pixel = CrossEntropyLoss(reduction="none")(
+        logits, labels, torch.tensor([1.0, 0.0])[:, None, None].expand(2, 4, 5)
+    )
+    torch.testing.assert_close(per_image, per_pixel)
+    torch.testing.assert_close(per_image[1], torch.zeros(4, 5))
+
+
+@pytest.mark.parametrize("use_sigmoid", [False, True])
+def test_mean_over_the_counted_labels(use_sigmoid):
+    """avg_non_ignore divides by the labels that count, unless an avg_factor is given; without one the loss is 0."""
+    labels = torch.tensor([0, 1, 7, 7])
+    logits = torch.zeros(4, 3, requires_grad=True)
+    one = math.log(2) if use_sigmoid else LOG3  # per element, or per sample
+    loss = CrossEntropyLoss(use_sigmoid=use_sigmoid, ignore_index=7, avg_non_ignore=True)
+    torch.testing.assert_close(loss(logits, labels), torch.tensor(one))
+    torch.testing.assert_close(loss(logits, labels, avg_factor=1.0), torch.tensor(2 * one * (3 if use_sigmoid else 1)))
+    all_counted = CrossEntropyLoss(use_sigmoid=use_sigmoid, ignore_index=7)(logits, labels)
+    torch.testing.assert_close(all_counted, torch.tensor(one / 2))
+    nothing = loss(logits, torch.full((4,), 7))
+    (grad,) = torch.autograd.grad(nothing, logits)
+    assert nothing == 0
+    assert not grad.any()
+
+
+def test_soft_labels():
+    target = torch.tensor([[0.5, 0.5, 0.0]])
+    torch.testing.assert_close(CrossEntropyLoss()(torch.zeros(1, 3), target), torch.tensor(LOG3))
+
+
+def test_class_weights_are_no_part_of_a_checkpoint():
+    loss = CrossEntropyLoss(class_weight=[1.0, 2.0])
+    assert loss.state_dict() == {}
+    assert loss.double().class_weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize("target", [0.0, 1.0])
+@pytest.mark.parametrize("prob", [0.0, 1.0])
+def test_a_certain_probability_has_a_finite_gradient(prob, target):
+    probs = torch.tensor([prob], requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = cross_entropy_of_probability(probs, torch.tensor([target]))
+    (grad,) = torch.autograd.grad(loss.sum(), probs)
+    torch.testing.assert_close(loss, torch.tensor([0.0 if prob == target else 100.0]))
+    assert torch.isfinite(grad).all()
