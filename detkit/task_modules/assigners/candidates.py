@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Chosen", "at_candidates", "chosen_by_best", "inside_boxes"]
+__all__ = ["Chosen", "at_candidates", "chosen_by_best", "inside_boxes", "of_class"]
 
 
 class Chosen(NamedTuple):
@@ -46,6 +46,13 @@ def at_candidates(values: Tensor, index: Tensor) -> Tensor:
     """Rows (N, G, K, D) of ``values`` (N, A, D) at the priors ``index`` (N, G, K)."""
     flat = index.flatten(1).unsqueeze(-1).expand(-1, -1, values.shape[-1])
     return values.gather(1, flat).unflatten(1, index.shape[1:])
+
+
+def of_class(by_class: Tensor, labels: Tensor) -> Tensor:
+    """Rows (N, G, A) of ``by_class`` (N, C, A) at the class ``labels`` (N, G) of each object, copied whole."""
+    num_images, num_classes, _ = by_class.shape
+    first = torch.arange(num_images, device=labels.device).unsqueeze(1) * num_classes
+    return by_class.flatten(0, 1).index_select(0, (labels + first).flatten()).unflatten(0, labels.shape)
 
 
 def inside_boxes(x: Tensor, y: Tensor, boxes: Tensor, margin: float = 0.0) -> Tensor:

@@ -33,7 +33,9 @@ def match_dynamic_k(
     """
     num_images, num_priors = allowed.shape
     k = min(topk, num_priors)
-    excluded = ~allowed.unsqueeze(1)
+    takes_part = allowed.unsqueeze(1).float()
+    # Added, for a fill by a mask of fewer dimensions costs ten times as much.
+    penalty = torch.where(allowed, 0.0, torch.inf).unsqueeze(1)
     rank = torch.arange(k, device=allowed.device)
     least = allowed.new_full((num_images, num_priors), torch.inf, dtype=torch.float32)
     cheapest = torch.zeros_like(least, dtype=torch.int64)
@@ -42,13 +44,13 @@ def match_dynamic_k(
     takers, number, taken_iou = torch.zeros_like(cheapest), torch.zeros_like(cheapest), torch.zeros_like(least)
     for some in chunk_slices(gt_valid.shape[1], num_images * num_priors, allowed.device, least=1):
         cost, iou = pairs(some)
-        padded = ~gt_valid[:, some].unsqueeze(2)
-        cost.masked_fill_(excluded, torch.inf).masked_fill_(padded, torch.inf)
-        iou.masked_fill_(excluded, 0.0)
+        is_object = gt_valid[:, some].unsqueeze(2)
+        cost.add_(penalty).add_(torch.where(is_object, 0.0, torch.inf))
+        iou.mul_(takes_part)
         quota = iou.topk(k, dim=2).values.sum(dim=2, keepdim=True).int().clamp(min=1)
         index = cost.topk(k, dim=2, largest=False).indices
         at_index = allowed.unsqueeze(1).expand_as(cost).gather(2, index)
-        takes = ((rank < quota) & at_index & ~padded).long()
+        takes = ((rank < quota) & at_index & is_object).long()
         numbers = torch.arange(some.start + 1, some.stop + 1, device=index.device).view(1, -1, 1)
         flat = index.flatten(1)
         takers = takers.scatter_add(1, flat, takes.flatten(1))

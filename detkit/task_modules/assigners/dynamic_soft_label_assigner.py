@@ -14,7 +14,7 @@ from detkit.registry import TASK_UTILS
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED, AssignResult, BatchAssignResult
-from detkit.task_modules.assigners.candidates import inside_boxes
+from detkit.task_modules.assigners.candidates import inside_boxes, of_class
 from detkit.task_modules.assigners.chunks import chunk_slices
 from detkit.task_modules.assigners.dynamic_k import match_dynamic_k
 
@@ -139,11 +139,11 @@ class DynamicSoftLabelAssigner:
 
         def pairs(some: slice) -> tuple[Tensor, Tensor]:
             iou = self.iou_calculator(boxes[:, some], by_coordinate)
-            label = ground_truth.labels[:, some].unsqueeze(2).expand_as(iou)
-            logit = logits.gather(1, label)
+            labels = ground_truth.labels[:, some]
+            logit = of_class(logits, labels)
             # Only the object's own class has a target other than 0.
             own = F.softplus(logit).sub_(logit * iou).mul_((iou - logit.sigmoid()).square_())
-            cost = as_background - against_zero.gather(1, label) + own
+            cost = own.add_(as_background).sub_(of_class(against_zero, labels))
             cost = cost.sub_((iou + EPS).log_().mul_(self.iou_weight))
             center = centers[:, some].unsqueeze(2)
             squared = (x - center[..., 0]).square_().add_((y - center[..., 1]).square_())

@@ -13,7 +13,7 @@ from detkit.registry import TASK_UTILS
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED, AssignResult, BatchAssignResult
-from detkit.task_modules.assigners.candidates import inside_boxes
+from detkit.task_modules.assigners.candidates import inside_boxes, of_class
 from detkit.task_modules.assigners.chunks import chunk_slices
 from detkit.task_modules.assigners.dynamic_k import match_dynamic_k
 
@@ -128,9 +128,9 @@ class SimOTAAssigner:
         def pairs(some: slice) -> tuple[Tensor, Tensor]:
             inside, central = self._regions(points, ground_truth.boxes[:, some])
             iou = self.iou_calculator(ground_truth.boxes[:, some], by_coordinate)
-            label = ground_truth.labels[:, some].unsqueeze(2).expand_as(iou)
+            labels = ground_truth.labels[:, some]
             # Cross entropy against a one-hot target: that of no class, and the difference that the one class makes.
-            cls_cost = as_background - by_class.gather(1, label) - _log(prob.gather(1, label))
+            cls_cost = (as_background - of_class(by_class, labels)).sub_(_log(of_class(prob, labels)))
             cost = cls_cost.mul_(self.cls_weight).sub_((iou + EPS).log_().mul_(self.iou_weight))
             return cost.add_(~(inside & central) * OUTSIDE_COST), iou
 

@@ -14,7 +14,7 @@ from detkit.structures.boxes import bbox_xyxy_to_cxcywh
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED, AssignResult, BatchAssignResult
-from detkit.task_modules.assigners.candidates import at_candidates, chosen_by_best, inside_boxes
+from detkit.task_modules.assigners.candidates import at_candidates, chosen_by_best, inside_boxes, of_class
 from detkit.task_modules.assigners.chunks import chunk_slices
 
 __all__ = ["TaskAlignedAssigner"]
@@ -108,8 +108,8 @@ class TaskAlignedAssigner:
         pieces = []
         for some in chunk_slices(num_gts, shape.numel(), bboxes.device, least=1):
             iou = self.iou_calculator(boxes[:, some], by_coordinate)
-            score = by_class.gather(1, ground_truth.labels[:, some].unsqueeze(2).expand_as(iou))
-            alignment = score.pow_(alpha).mul_(iou.pow(beta)).masked_fill_(~taking_part.unsqueeze(1), 0.0)
+            score = of_class(by_class, ground_truth.labels[:, some])
+            alignment = score.pow_(alpha).mul_(iou.pow(beta)).mul_(taking_part.unsqueeze(1))
             value, best = alignment.topk(min(self.topk, shape[1]), dim=2)
             pieces.append((best, value, iou.gather(2, best)))
         index, alignment, overlaps = (torch.cat(column, dim=1) for column in zip(*pieces, strict=True))
