@@ -40,33 +40,3 @@ def test_a_batch_is_its_images_one_by_one(case):
         assert torch.equal(alone.gt_inds, in_batch.gt_inds)
         assert torch.equal(alone.labels, in_batch.labels)
         assert torch.equal(alone.max_overlaps, in_batch.max_overlaps)
-
-
-@pytest.mark.parametrize("case", cases("coders/DeltaXYWHBBoxCoder"))
-def test_delta_xywh_bbox_coder(case):
-    coder = TASK_UTILS.build(case["config"])
-    inputs = arguments(case["inputs"])
-    for name in case["grads"]:
-        inputs[name].requires_grad_()
-    if "error" in case:
-        with pytest.raises(ValueError, match="8 priors and 7 offsets"):
-            getattr(coder, case["method"])(**inputs)
-        return
-    out = getattr(coder, case["method"])(**inputs)
-    assert_same(out.detach(), case["outputs"]["out"], rtol=1e-4, atol=1e-4)
-    if case["grads"]:
-        grads = torch.autograd.grad(out.sum(), [inputs[name] for name in case["grads"]])
-        assert_same(dict(zip(case["grads"], grads, strict=True)), case["grads"], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("case", cases("priors/AnchorGenerator"))
-def test_anchor_generator(case):
-    def call():
-        member = getattr(TASK_UTILS.build(case["config"]), case["method"])
-        return member(**case["inputs"]) if callable(member) else member
-
-    if "error" in case:
-        with pytest.raises(ValueError, match="AnchorGenerator"):
-            call()
-    else:
-        assert_same(call(), case["outputs"]["out"], rtol=0, atol=1e-4)

@@ -34,12 +34,12 @@ class PriorCache:
 
     def get(self, key: tuple[Hashable, ...], make: Callable[[], Tensor]) -> Tensor:
         """The tensor made under this key, or, at first, what ``make`` returns."""
-        # What inference mode has made, training may not save for its backward pass.
-        key = (*key, torch.is_inference_mode_enabled())
         if key not in self._tensors:
             if len(self._tensors) >= CACHE_SIZE:
                 self._tensors.pop(next(iter(self._tensors)))
-            self._tensors[key] = make()
+            # What inference mode makes, training may not save for its backward pass.
+            with torch.inference_mode(False):
+                self._tensors[key] = make()
         return self._tensors[key]
 
 
