@@ -147,9 +147,14 @@ def siou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6, neg_gamma: bool =
     angle = 2 * (x * y).abs() / (x * x + y * y).clamp(min=torch.finfo(x.dtype).tiny)
     gamma = angle - 2 if neg_gamma else 2 - angle
     width, height = _enclosing_size(p, t, eps)
-    distance = 2 - (gamma * (x / width).square()).exp() - (gamma * (y / height).square()).exp()
+    distance = _distance_cost(gamma * (x / width).square()) + _distance_cost(gamma * (y / height).square())
     shape = _size_cost(p[2] - p[0], t[2] - t[0], eps) + _size_cost(p[3] - p[1] + eps, t[3] - t[1] + eps, eps)
     return 1 - (_iou(p, t, eps) - 0.5 * (distance + shape)).clamp(min=-1, max=1)
+
+
+def _distance_cost(exponent: Tensor) -> Tensor:
+    # Only inverted boxes reach the limit, at which the loss is long clamped; infinity would make its gradient NaN.
+    return 1 - exponent.clamp(max=20).exp()
 
 
 def _size_cost(size: Tensor, target_size: Tensor, eps: float) -> Tensor:

@@ -40,14 +40,13 @@ def density_weights(
         Weights, same shape; 0 where not valid or outside the edges. With no memory, they add up to ``total``,
         and to the same in every region that is not empty.
     """
-    bins = len(edges) - 1
-    region = torch.bucketize(gradient, edges.to(gradient.dtype), right=True) - 1
-    region = torch.where(valid & (region < bins), region, bins)  # the last row takes what does not count
+    # 0 is below the first edge, where what is not valid goes; then the regions; then above the last edge.
+    region = torch.bucketize(gradient.masked_fill(~valid, -1), edges.to(gradient.dtype), right=True)
     # One row of counters for all would have millions of atomic additions meet in one address.
     columns = region.unsqueeze(-1).flatten(1)
-    counters = gradient.new_zeros(bins + 1, columns.shape[1])
+    counters = gradient.new_zeros(len(edges) + 1, columns.shape[1])
     counters.scatter_add_(0, columns, gradient.new_ones(()).expand_as(columns))
-    count = counters.sum(dim=1)[:bins]
+    count = counters.sum(dim=1)[1:-1]
     occupied = count > 0
     num = count
     if momentum > 0:
@@ -55,7 +54,7 @@ def density_weights(
         acc_sum.copy_(torch.where(occupied, momentum * acc_sum + (1 - momentum) * count, acc_sum))
         num = acc_sum.to(count)
     weight = total / torch.where(occupied, num, 1) / occupied.sum().clamp(min=1)
-    weight = F.pad(weight * occupied, (0, 1))
+    weight = F.pad(weight * occupied, (1, 1))
     return weight.index_select(0, region.flatten()).view_as(gradient)
 
 

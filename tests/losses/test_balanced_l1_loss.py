@@ -13,6 +13,8 @@ def test_by_hand():
     b = math.exp(3) - 1
     loss = balanced_l1_loss(torch.tensor([0.0, 1.0, -3.0]), torch.zeros(3))
     torch.testing.assert_close(loss, torch.tensor([0.0, 1 + 1.5 / b, 4 + 1.5 / b]))
+    loss = balanced_l1_loss(torch.tensor([3.0]), torch.zeros(1), beta=2.0)
+    torch.testing.assert_close(loss, torch.tensor([4.5 + 1.5 / b - 0.5 * 2]))
 
 
 def test_slope_grows_to_gamma_and_stays():

@@ -25,6 +25,18 @@ def test_equal_masks_cost_nothing_and_disjoint_ones_1(naive):
     torch.testing.assert_close(dice_loss(mask, 1 - mask, eps=1e-6, naive_dice=naive), torch.ones(1))
 
 
+@pytest.mark.parametrize(("naive", "expected"), [(False, 1.0), (True, 0.0)])
+def test_two_empty_masks_have_a_loss(naive, expected):
+    empty = torch.zeros(1, 4)
+    torch.testing.assert_close(dice_loss(empty, empty, naive_dice=naive), torch.tensor([expected]))
+
+
+@pytest.mark.parametrize(("naive", "expected"), [(False, 1 - 2 / (2 + 2 * 0.5)), (True, 1 - (2 + 0.5) / (2 + 0.5))])
+def test_eps_by_hand(naive, expected):
+    mask = torch.tensor([[1.0, 0.0]])
+    torch.testing.assert_close(dice_loss(mask, mask, eps=0.5, naive_dice=naive), torch.tensor([expected]))
+
+
 def test_logits_are_activated_once():
     logits = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     target = logits > 0.3

@@ -93,6 +93,14 @@ def test_siou_loss_by_hand(pred, sign, expected):
     torch.testing.assert_close(loss, torch.tensor([expected]), rtol=1e-5, atol=1e-5)  # eps in the denominators
 
 
+def test_siou_has_no_angle_where_eps_cancels_the_shift():
+    pred = (SQUARE + 0.5).requires_grad_()  # the target's centre lies 0.5 left of it and above, and eps is added
+    loss = siou_loss(pred, SQUARE, eps=0.5)
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(pred.grad).all()
+
+
 @every_loss
 def test_identical_boxes_cost_nothing(function):
     boxes = box_pairs()[0].float().requires_grad_()
@@ -110,6 +118,17 @@ def test_points_have_a_finite_loss_and_gradient(function):
         (grad,) = torch.autograd.grad(loss.sum(), point)
         assert torch.isfinite(loss).all()
         assert torch.isfinite(grad).all()
+
+
+@every_loss
+def test_inverted_predictions_have_a_finite_loss_and_gradient(function):
+    # Their enclosing box is far smaller than the distance of the centres.
+    pred = torch.tensor([[0.45, 0.12, 0.71, 0.05], [34.0, 51.0, -1.5, 82.0]], requires_grad=True)
+    target = torch.tensor([[0.49, 0.0655, 0.85, 0.0666], [4.0, 56.0, 4.5, 78.0]])
+    loss = per_pair(function, pred, target)
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(pred.grad).all()
 
 
 @every_loss
