@@ -1,0 +1,37 @@
+"""filter_scores_and_topk: by hand, equal scores, everything kept, MMDetection 3.3.0."""
+
+import pytest
+import torch
+from reference import arguments, assert_same, cases
+
+from detkit.models.dense_heads.postprocess import filter_scores_and_topk
+
+SCORES = torch.tensor([[0.1, 0.9], [0.6, 0.6], [0.3, 0.0]])
+
+
+@pytest.mark.parametrize("case", cases("boxes/filter_scores_and_topk"))
+def test_reference(case):
+    assert_same(filter_scores_and_topk(**arguments(case["inputs"])), case["outputs"]["out"], 1e-5, 1e-5)
+
+
+def test_best_first_and_of_equal_scores_the_first():
+    scores, labels, index, results = filter_scores_and_topk(SCORES, 0.2, 3, [torch.arange(3), SCORES])
+    torch.testing.assert_close(scores, torch.tensor([0.9, 0.6, 0.6]))
+    assert labels.tolist() == [1, 0, 1]
+    assert index.tolist() == results[0].tolist() == [0, 1, 1]
+    assert filter_scores_and_topk(SCORES, 0.2, 1, torch.arange(3))[3].tolist() == [0]
+
+
+@pytest.mark.parametrize("topk", [-1, None, 100])
+def test_no_limit_keeps_all(topk):
+    """With -1, MMDetection drops the lowest."""
+    scores, *_, results = filter_scores_and_topk(SCORES, 0.2, topk)
+    assert scores.tolist() == pytest.approx([0.9, 0.6, 0.6, 0.3])
+    assert results is None
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"scores have shape \(3,\), expected \(A, C\)"):
+        filter_scores_and_topk(SCORES[:, 0], 0.2, 3)
+    with pytest.raises(TypeError, match="results must be a tensor, dict or list, got tuple"):
+        filter_scores_and_topk(SCORES, 0.2, 3, (SCORES,))
