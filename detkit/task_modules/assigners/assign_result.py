@@ -82,12 +82,14 @@ class BatchAssignResult(NamedTuple):
         max_overlaps: (N, A), or None where the assigner has no overlaps.
         labels: (N, A) int64.
         metrics: (N, A) alignment of score and box where the assigner has one (TOOD), else None.
+        extra: What a particular assigner hands on besides, (N, ...) by name; see its ``assign_batch``.
     """
 
     gt_inds: Tensor
     max_overlaps: Tensor | None
     labels: Tensor
     metrics: Tensor | None = None
+    extra: Mapping[str, Tensor] | None = None
 
     def image(self, index: int, num_gts: int) -> AssignResult:
         """The assignment of one image; ``metrics`` as its attribute ``assign_metrics``."""

@@ -79,4 +79,5 @@ def assign_batch(
         if result.max_overlaps is not None:
             overlaps[keep] = result.max_overlaps.to(overlaps)
         rows.append((gt_inds, overlaps, labels))
-    return BatchAssignResult(*(torch.stack(column) for column in zip(*rows, strict=True)))
+    gt_inds, overlaps, labels = (torch.stack(column) for column in zip(*rows, strict=True))
+    return BatchAssignResult(gt_inds, overlaps, labels)

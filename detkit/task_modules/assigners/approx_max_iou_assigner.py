@@ -1,0 +1,123 @@
+"""Assignment by the highest IoU of a prior's shapes (Guided Anchoring, https://arxiv.org/abs/1901.03278, 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from detkit.registry import TASK_UTILS
+from detkit.structures.ground_truth import GroundTruth
+from detkit.task_modules.assigners.assign_result import AssignResult, BatchAssignResult
+from detkit.task_modules.assigners.chunks import chunk_slices
+from detkit.task_modules.assigners.ignored_regions import in_ignored_region
+from detkit.task_modules.assigners.overlap_rules import EXCLUDED, OverlapRules, negative_interval
+
+__all__ = ["ApproxMaxIoUAssigner"]
+
+
+@TASK_UTILS.register_module()
+class ApproxMaxIoUAssigner:
+    """As :class:`MaxIoUAssigner`, where a prior's overlap is the highest of its approximate shapes'.
+
+    Args:
+        pos_iou_thr: Least IoU of a positive.
+        neg_iou_thr: IoU below which a prior is background, or the interval in which it is.
+        min_pos_iou: Least IoU of a match that an object takes because it is its highest.
+        gt_max_assign_all: Whether an object so takes all priors of equal highest IoU or only the first.
+        ignore_iof_thr: Overlap with an ignored region above which a prior is ignored; off where <= 0.
+        ignore_wrt_candidates: Whether that overlap is over the prior's area or the region's.
+        match_low_quality: Whether an object takes the priors of its highest IoU.
+        gpu_assign_thr: Accepted for MMDetection's configs; large products run in pieces on their device.
+        iou_calculator: Registered IoU calculator.
+    """
+
+    def __init__(
+        self,
+        pos_iou_thr: float,
+        neg_iou_thr: float | Sequence[float],
+        min_pos_iou: float = 0.0,
+        gt_max_assign_all: bool = True,
+        ignore_iof_thr: float = -1,
+        ignore_wrt_candidates: bool = True,
+        match_low_quality: bool = True,
+        gpu_assign_thr: float = -1,
+        iou_calculator: Mapping[str, Any] | None = None,
+    ) -> None:
+        negative_interval("ApproxMaxIoUAssigner", neg_iou_thr, pos_iou_thr)
+        self.pos_iou_thr = pos_iou_thr
+        self.neg_iou_thr = neg_iou_thr
+        self.min_pos_iou = min_pos_iou
+        self.gt_max_assign_all = gt_max_assign_all
+        self.match_low_quality = match_low_quality
+        self.ignore_iof_thr = ignore_iof_thr
+        self.ignore_wrt_candidates = ignore_wrt_candidates
+        self.gpu_assign_thr = gpu_assign_thr
+        self.iou_calculator = TASK_UTILS.build(iou_calculator or {"type": "BboxOverlaps2D"})
+
+    def assign(
+        self,
+        pred_instances: InstanceData,
+        gt_instances: InstanceData,
+        gt_instances_ignore: InstanceData | None = None,
+        **kwargs: Any,
+    ) -> AssignResult:
+        """Assign the priors of one image.
+
+        Args:
+            pred_instances: With ``priors`` (A, 4), the square ones, and ``approxs`` (A, S, 4), S shapes of each.
+            gt_instances: With ``bboxes`` (G, 4) and ``labels`` (G,).
+            gt_instances_ignore: With ``bboxes`` (I, 4).
+            kwargs: What other assigners use of an image; unused.
+        """
+        ground_truth = GroundTruth.from_instances([gt_instances], [gt_instances_ignore])
+        batch = self.assign_batch(pred_instances.priors, ground_truth, approxs=pred_instances.approxs)
+        return batch.image(0, len(gt_instances))
+
+    def assign_batch(
+        self, priors: Tensor, ground_truth: GroundTruth, prior_valid: Tensor | None = None, *, approxs: Tensor
+    ) -> BatchAssignResult:
+        """Assign the priors of N images.
+
+        Args:
+            priors: (A, 4), shared by the images, or (N, A, 4); these are held against ignored regions.
+            ground_truth: Objects of the N images.
+            prior_valid: (N, A) bool, which priors take part; None is all. The others are ignored.
+            approxs: (A, S, 4), S shapes of each prior, or (N, A, S, 4).
+        """
+        if approxs.shape[-3] != priors.shape[-2]:
+            raise ValueError(
+                f"ApproxMaxIoUAssigner: {priors.shape[-2]} priors, but approxs of shape {tuple(approxs.shape)}, "
+                "expected (..., priors, shapes, 4)"
+            )
+        batch_size, num_gts = ground_truth.valid.shape
+        num_priors = priors.shape[-2]
+        priors = priors if priors.dim() == 3 else priors.unsqueeze(0)
+        shapes = (approxs if approxs.dim() == 4 else approxs.unsqueeze(0)).unbind(2)
+        taking_part = ground_truth.valid.new_ones(batch_size, num_priors) if prior_valid is None else prior_valid
+        padded = ~ground_truth.valid.unsqueeze(2)
+
+        def overlaps() -> Iterator[Tensor]:
+            for piece in chunk_slices(num_priors, batch_size * num_gts, priors.device):
+                found = self.iou_calculator(ground_truth.boxes, shapes[0][:, piece])
+                for shape in shapes[1:]:
+                    found = torch.maximum(found, self.iou_calculator(ground_truth.boxes, shape[:, piece]))
+                absent = padded | ~taking_part[:, piece].unsqueeze(1)
+                inside = in_ignored_region(
+                    priors[:, piece], ground_truth, self.ignore_iof_thr, self.iou_calculator, self.ignore_wrt_candidates
+                )
+                absent = absent if inside is None else absent | inside.unsqueeze(1)
+                yield found.masked_fill(absent, EXCLUDED)
+
+        # Made anew, for the thresholds may change while training, as those of MaxIoUAssigner do.
+        rules = OverlapRules(
+            self.pos_iou_thr,
+            negative_interval("ApproxMaxIoUAssigner", self.neg_iou_thr, self.pos_iou_thr),
+            self.min_pos_iou,
+            self.gt_max_assign_all,
+            self.match_low_quality,
+        )
+        return rules.assign(overlaps, ground_truth, taking_part)
