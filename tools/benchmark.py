@@ -98,8 +98,7 @@ def atss(num_gts: int, device: str) -> Case:
     """ATSS at 800x1333, against a loop over images and levels with a distance matrix each."""
     import torch
 
-    from detkit.task_modules import AnchorGenerator
-    from detkit.task_modules.assigners import ATSSAssigner
+    from detkit.task_modules import AnchorGenerator, ATSSAssigner
 
     generator = AnchorGenerator(list(STRIDES), [1.0], scales=[8.0])
     levels = generator.grid_priors(level_sizes(IMAGE), device=device)
@@ -142,8 +141,7 @@ def sim_ota(num_gts: int, device: str) -> Case:
     """SimOTA at 640x640 with 80 classes, against the form with a one-hot target per prior, object and class."""
     import torch
 
-    from detkit.task_modules import MlvlPointGenerator
-    from detkit.task_modules.assigners import SimOTAAssigner
+    from detkit.task_modules import MlvlPointGenerator, SimOTAAssigner
 
     generator = MlvlPointGenerator([8, 16, 32], offset=0)
     priors = torch.cat(generator.grid_priors([(80, 80), (40, 40), (20, 20)], device=device, with_stride=True))
@@ -190,7 +188,6 @@ def textbook_sim_ota(priors: Any, boxes: Any, scores: Any, gt_boxes: Any, gt_lab
 
 def retinanet_loss(num_gts: int, device: str) -> Case:
     """Targets, losses and their backward of RetinaNet at 800x1344, against torchvision's compute_loss."""
-    import torch
     from torchvision.models.detection import retinanet_resnet50_fpn
 
     from detkit.losses import FocalLoss, L1Loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = ["DynamicSoftLabelAssigner", "center_of_mass"]
 # Overlap that says that a prior is no object's; MMDetection's value.
 NO_OVERLAP = -1e8
 EPS = 1e-7
+LOG_10 = math.log(10)
 
 
 def center_of_mass(masks: Tensor) -> Tensor:
@@ -133,23 +135,24 @@ class DynamicSoftLabelAssigner:
             inside = inside_boxes(x, y, boxes[:, some].unsqueeze(2)) & ground_truth.valid[:, some].unsqueeze(2)
             inside_any = inside_any | inside.any(dim=1)
         logits = scores.transpose(1, 2).contiguous()  # (N, C, A)
-        against_zero = F.softplus(logits) * logits.sigmoid().square()
+        prob, as_negative = logits.sigmoid(), F.softplus(logits)
+        against_zero = as_negative * prob.square()
         as_background = against_zero.sum(dim=1, keepdim=True)
         by_coordinate = bboxes.transpose(1, 2).contiguous().transpose(1, 2)
 
         def pairs(some: slice) -> tuple[Tensor, Tensor]:
             iou = self.iou_calculator(boxes[:, some], by_coordinate)
             labels = ground_truth.labels[:, some]
-            logit = of_class(logits, labels)
             # Only the object's own class has a target other than 0.
-            own = F.softplus(logit).sub_(logit * iou).mul_((iou - logit.sigmoid()).square_())
+            own = of_class(as_negative, labels).sub_(of_class(logits, labels).mul_(iou))
+            own.mul_((iou - of_class(prob, labels)).square_())
             cost = own.add_(as_background).sub_(of_class(against_zero, labels))
             cost = cost.sub_((iou + EPS).log_().mul_(self.iou_weight))
             center = centers[:, some].unsqueeze(2)
             squared = (x - center[..., 0]).square_().add_((y - center[..., 1]).square_())
             distance = squared.sqrt_().div_(stride).sub_(self.soft_center_radius)
             # Far from the centre the power overflows; such a prior is still cheaper than one that takes no part.
-            return cost.add_(torch.pow(10.0, distance)).clamp_(max=torch.finfo(cost.dtype).max), iou
+            return cost.add_(distance.mul_(LOG_10).exp_()).clamp_(max=torch.finfo(cost.dtype).max), iou
 
         allowed = inside_any & taking_part
         chosen = match_dynamic_k(pairs, allowed, ground_truth.valid, self.topk)
