@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.structures import InstanceData
 
-from detkit.structures import HorizontalBoxes
+from detkit.structures import BitmapMasks, HorizontalBoxes
 from detkit.structures.boxes import bbox_overlaps, cat_boxes, empty_box_as, get_box_wh, scale_boxes, stack_boxes
 
 DATA = [[0.0, 0, 10, 10], [5, 5, 15, 25], [20, 20, 30, 30]]
@@ -44,6 +44,12 @@ def test_centres_and_sizes():
 def test_nothing_is_no_boxes():
     assert HorizontalBoxes([]).shape == (0, 4)
     assert len(HorizontalBoxes(torch.zeros(0, 4)).cxcywh) == 0
+
+
+def test_boxes_around_masks():
+    mask = np.zeros((1, 8, 8), dtype=np.uint8)
+    mask[0, 2:4, 1:6] = 1
+    assert HorizontalBoxes.from_instance_masks(BitmapMasks(mask, 8, 8)).tensor.tolist() == [[1, 2, 6, 4]]
 
 
 def test_wrong_data_is_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,7 @@ def _limit(max_shape: MaxShape, axis: int, like: Tensor) -> float | Tensor:
     """Largest coordinate on an axis: a number, or (N, 1, ...) for each image."""
     if isinstance(max_shape, Tensor):
         limits = max_shape[..., axis]
-    elif isinstance(max_shape[0], Sequence):
+    elif isinstance(max_shape[0], (Sequence, np.ndarray)):
         # Not new_tensor, which waits for the device.
         limits = torch.tensor([float(shape[axis]) for shape in max_shape])  # type: ignore[index]
     else:

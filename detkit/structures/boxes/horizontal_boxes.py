@@ -141,6 +141,11 @@ class HorizontalBoxes:
         """Boxes along a new dimension."""
         return cls(torch.stack([get_box_tensor(boxes) for boxes in box_list], dim=dim), clone=False)
 
+    @classmethod
+    def from_instance_masks(cls, masks: Any) -> HorizontalBoxes:
+        """The boxes (N, 4) around bitmap or polygon masks."""
+        return cls(masks.get_bboxes(), clone=False)
+
     def empty_boxes(self, dtype: torch.dtype | None = None, device: Any = None) -> HorizontalBoxes:
         """No boxes (0, 4), of the same type."""
         return type(self)(self.tensor.new_zeros(0, 4, dtype=dtype, device=device), clone=False)
