@@ -222,6 +222,40 @@ def retinanet_loss(num_gts: int, device: str) -> Case:
     return Case(ours, yardstick, f"{len(anchors)} priors, 80 classes")
 
 
+def fcos_loss(num_gts: int, device: str) -> Case:
+    """Targets, losses and their backward of FCOS at 800x1344, against torchvision's compute_loss."""
+    import torch
+    from torchvision.models.detection import fcos_resnet50_fpn
+
+    from detkit.losses import CrossEntropyLoss, FocalLoss, GIoULoss
+    from detkit.models.dense_heads.fcos_loss import fcos_losses, fcos_targets
+    from detkit.task_modules import MlvlPointGenerator
+
+    levels = MlvlPointGenerator(list(STRIDES)).grid_priors(level_sizes(PADDED), device=device, with_stride=True)
+    points, truth = torch.cat(levels), objects(num_gts, PADDED, 80, device)
+    bounds = (-1.0, 64.0, 128.0, 256.0, 512.0, 1e8)
+    ranges = torch.cat([points.new_tensor(bounds[i : i + 2]).expand(len(p), 2) for i, p in enumerate(levels)])
+    logits, raw, central = predictions(len(points), (80, 4, 1), device)
+    parts = FocalLoss(), GIoULoss(), CrossEntropyLoss(use_sigmoid=True)
+    model = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=80)
+    labelled = [{"boxes": b, "labels": label} for b, label in zip(truth.boxes, truth.labels, strict=True)]
+    half = points[:, 2:] / 2
+    anchors = [torch.cat([points[:, :2] - half, points[:, :2] + half], dim=1)] * 2
+    head = {"cls_logits": logits, "bbox_ctrness": central}
+
+    def ours() -> Any:
+        targets = fcos_targets(points[:, :2], ranges, truth, 80, points[:, 2], center_sample_radius=1.5)
+        losses = fcos_losses(logits, raw.relu(), central.squeeze(2), targets, *parts, strides=points[:, 2])
+        return backward(sum(losses.values()), logits, raw, central)
+
+    def yardstick() -> Any:
+        counts = [len(level) for level in levels]
+        losses = model.compute_loss(labelled, {**head, "bbox_regression": raw.relu()}, anchors, counts)
+        return backward(sum(losses.values()), logits, raw, central)
+
+    return Case(ours, yardstick, f"{len(points)} points, 80 classes")
+
+
 def predictions(num_priors: int, widths: tuple[int, ...], device: str) -> list[Any]:
     """Leaf tensors (2, A, width) like those of a network that has begun to train."""
     import torch
@@ -245,6 +279,7 @@ CASES: dict[str, Callable[[str], Case]] = {
     "atss_100": lambda device: atss(100, device),
     "simota_100": lambda device: sim_ota(100, device),
     "retinanet_loss": lambda device: retinanet_loss(20, device),
+    "fcos_loss": lambda device: fcos_loss(20, device),
 }
 
 
