@@ -36,7 +36,7 @@ def aligned_quality(metrics: Tensor, overlaps: Tensor, gt_inds: Tensor, num_gts:
         values.new_zeros(len(values), num_gts + 1).scatter_reduce(1, index, values, "amax").gather(1, index)
         for values in (metrics, overlaps)
     )
-    return torch.where(gt_inds > 0, metrics / (best_metric + 1e-7) * best_overlap, 0)
+    return metrics / (best_metric + 1e-7) * best_overlap
 
 
 @MODELS.register_module()

@@ -39,9 +39,8 @@ def seesaw_ce_loss(
     own = log_prob.gather(1, index).clamp(min=math.log(eps))
     mitigation = p * (log_seen - log_seen[labels].unsqueeze(1)).clamp(max=0)
     compensation = q * (log_prob - own).clamp(min=0)
-    # The true class is not pushed: its factor is 1.
-    push = (mitigation + compensation).scatter(1, index, 0)
-    return -(cls_score + push).log_softmax(dim=1).gather(1, index).squeeze(1)
+    # Both are 0 at the true class.
+    return -(cls_score + mitigation + compensation).log_softmax(dim=1).gather(1, index).squeeze(1)
 
 
 @MODELS.register_module()
@@ -120,7 +119,7 @@ class SeesawLoss(nn.Module):
         (cls_score,) = full_precision(cls_score)
         classes, objectness = self._split(cls_score)
         counted = labels >= 0
-        labels = torch.where(counted, labels, self.num_classes)
+        labels = torch.where(counted, labels, self.num_classes).long()
         check_range(labels, self.num_classes + 1, f"SeesawLoss: a label lies above {self.num_classes}, the background")
         weight = match_weight(label_weights, classes[:, 0], classes, "SeesawLoss")
         weight = counted.to(cls_score.dtype) if weight is None else weight * counted

@@ -13,7 +13,7 @@ ASSIGNER = {"type": "TopkHungarianAssigner", "topk": 3}
 META = {"img_shape": (100, 100)}
 
 
-def batch(*counts, num_preds=20, seed=0):
+def batch(*counts, num_preds=20, noise=3.0, seed=0):
     """Scores, boxes, objects and facts of images with so many objects each; predictions lie near the objects."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -24,7 +24,7 @@ def batch(*counts, num_preds=20, seed=0):
     gt_bboxes = [boxes(count) for count in counts]
     gt_labels = [torch.randint(0, NUM_CLASSES, (count,), generator=generator) for count in counts]
     near = [own[torch.arange(num_preds) % len(own)] if len(own) else boxes(num_preds) for own in gt_bboxes]
-    preds = torch.stack(near) + torch.randn(len(counts), num_preds, 4, generator=generator) * 3
+    preds = torch.stack(near) + torch.randn(len(counts), num_preds, 4, generator=generator) * noise
     scores = torch.rand(len(counts), num_preds, NUM_CLASSES, generator=generator) * 0.8 + 0.1
     return scores.requires_grad_(), preds.requires_grad_(), gt_bboxes, gt_labels, [META] * len(counts)
 
@@ -54,10 +54,17 @@ def loss_by_loops(scores, preds, gt_bboxes, gt_labels, img_metas, alpha, beta):
 
 
 @pytest.mark.parametrize(
-    ("counts", "alpha", "beta"), [((2, 4), 1, 6), ((3, 0, 1), 1, 6), ((1, 5, 2), 0.5, 2), ((8,), 1, 6)]
+    ("counts", "alpha", "beta", "noise"),
+    [
+        ((2, 4), 1, 6, 3.0),
+        ((3, 0, 1), 1, 6, 3.0),
+        ((1, 5, 2), 0.5, 2, 3.0),
+        ((8,), 1, 6, 3.0),
+        ((1,), 1, 6, 30.0),  # qualities below 1 in sum
+    ],
 )
-def test_against_loops(counts, alpha, beta):
-    data = batch(*counts)
+def test_against_loops(counts, alpha, beta, noise):
+    data = batch(*counts, noise=noise)
     loss = DDQAuxLoss(train_cfg={"assigner": ASSIGNER, "alpha": alpha, "beta": beta})
     found, expected = loss.loss(*data), loss_by_loops(*data, alpha, beta)
     torch.testing.assert_close(found, expected)
@@ -89,7 +96,7 @@ class OneByOne:
 @pytest.mark.parametrize("counts", [(2, 0, 4), (0, 0)])
 def test_an_assigner_that_knows_no_batches(counts):
     data = batch(*counts)
-    loss = DDQAuxLoss(train_cfg={"assigner": ASSIGNER})
+    loss = DDQAuxLoss(train_cfg={"assigner": ASSIGNER, "alpha": 0.5, "beta": 2})
     expected = loss.loss(*data)
     loss.assigner = OneByOne()
     torch.testing.assert_close(loss.loss(*data), expected)

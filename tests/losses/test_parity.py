@@ -6,7 +6,7 @@ from reference import arguments, assert_same, case_named, cases, load_weights
 
 from detkit.registry import MODELS
 
-# Where MMDetection fails or leaves its own contract, and what detkit does instead: tested below.
+# Where MMDetection fails or leaves its own contract, and what detkit does instead: tested below or with the loss.
 BETTER = {
     "AssociativeEmbeddingLoss": set(),
     "BalancedL1Loss": {"empty_none"},

@@ -78,7 +78,7 @@ def batch(seed=0, per_class=False, counts=((5, 4), (0, 3), (7, 5), (4, 2))):
 
 def reweigh(data, rois=None, **options):
     targets = data.labels, data.label_weights, data.offsets, data.offset_weights
-    loss_cls = options.pop("loss_cls", CrossEntropyLoss())
+    loss_cls, coder = options.pop("loss_cls", CrossEntropyLoss()), options.pop("coder", DeltaXYWHBBoxCoder())
     return isr_p(
         data.cls_score,
         data.bbox_pred,
@@ -86,7 +86,7 @@ def reweigh(data, rois=None, **options):
         data.boxes if rois is None else rois,
         data.results,
         loss_cls,
-        DeltaXYWHBBoxCoder(),
+        coder,
         num_class=NUM_CLASSES,
         **options,
     )
@@ -147,9 +147,12 @@ def test_isr_p_keeps_the_loss_and_the_given_weights():
 
 
 def test_isr_p_takes_rois():
+    """The image comes first. Clamped shifts tell the boxes apart; else IoU knows neither place nor size."""
     data = batch()
+    data.offsets = data.offsets * 10
     rois = torch.cat([torch.zeros(len(data.boxes), 1), data.boxes], dim=1)
-    torch.testing.assert_close(reweigh(data, rois)[1], reweigh(data)[1])
+    coder = DeltaXYWHBBoxCoder(add_ctr_clamp=True, ctr_clamp=5)
+    torch.testing.assert_close(reweigh(data, rois, coder=coder)[1], reweigh(data, coder=coder)[1])
 
 
 def test_isr_p_of_no_positives_is_what_was_given():
@@ -229,8 +232,11 @@ def test_carl_gradients():
 @pytest.mark.parametrize("k", [0.5, 1])
 def test_carl_without_positives_is_a_zero_with_gradient(counts, k):
     data = batch(counts=counts)
-    cls_score, bbox_pred = data.cls_score.requires_grad_(), data.bbox_pred.requires_grad_()
-    targets = torch.full_like(data.offsets, torch.nan)  # of negatives nothing is read
+    data.cls_score[:, 0] = -200  # a score of 0, where a root is steep
+    cls_score = data.cls_score.requires_grad_()
+    # Of negatives nothing is read.
+    bbox_pred = torch.full_like(data.bbox_pred, torch.inf, requires_grad=True)
+    targets = torch.full_like(data.offsets, torch.nan)
     found = carl_loss(cls_score, data.labels, bbox_pred, targets, SmoothL1Loss(), k, bias=0.0, num_class=NUM_CLASSES)
     grads = torch.autograd.grad(found["loss_carl"], (cls_score, bbox_pred))
     torch.testing.assert_close(found["loss_carl"], torch.zeros(1), check_dtype=True)

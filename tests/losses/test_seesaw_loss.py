@@ -159,3 +159,10 @@ def test_accuracy_over_samples_and_over_objects():
 def test_what_does_not_fit_is_refused(call, error, message):
     with pytest.raises(error, match=f"SeesawLoss: {message}"):
         call()
+
+
+def test_labels_may_be_short_integers():
+    cls_score, labels, _ = samples()
+    torch.testing.assert_close(
+        SeesawLoss(num_classes=4)(cls_score, labels.int()), SeesawLoss(num_classes=4)(cls_score, labels)
+    )
