@@ -101,7 +101,7 @@ class MultiInsRandomSampler:
         is_box[len(priors) - len(boxes) :] = True
         labels = assign_result.labels[None]
         pool = Pool(assign_result.gt_inds[None], labels, None, priors[None], is_box[None])
-        sampled = self._draw(pool, torch.ones_like(labels[..., 0], dtype=torch.bool))
+        sampled = self._draw(pool)
         return MultiInstanceSamplingResult(
             pos_inds=sampled.positive[0].nonzero().squeeze(1),
             neg_inds=sampled.negative[0].nonzero().squeeze(1),
@@ -121,7 +121,7 @@ class MultiInsRandomSampler:
         """Sample the priors of N images.
 
         Args:
-            assign_result: ``gt_inds`` and ``labels`` (N, A + G + I, K).
+            assign_result: ``gt_inds`` and ``labels`` (N, A + G + I, K); labels of padding are -1.
             priors: (A, 4) or (N, A, 4).
             ground_truth: Their G padded objects and I padded ignored regions.
             kwargs: What other samplers use; unused.
@@ -135,14 +135,13 @@ class MultiInsRandomSampler:
         assert own is not None
         boxes = torch.cat([own[..., :4], ground_truth.boxes, ground_truth.ignored_boxes], dim=1)
         _check_count(assign_result.gt_inds.shape[1], boxes.shape[1])
-        is_prior = torch.ones_like(own[..., 0], dtype=torch.bool)
-        is_box = torch.cat([~is_prior, ground_truth.valid, ground_truth.ignored_valid], dim=1)
-        taking_part = torch.cat([is_prior, ground_truth.valid, ground_truth.ignored_valid], dim=1)
-        return self._draw(Pool(assign_result.gt_inds, assign_result.labels, None, boxes, is_box), taking_part)
+        is_box = torch.zeros_like(own[..., 0], dtype=torch.bool)
+        is_box = torch.cat([is_box, ground_truth.valid, ground_truth.ignored_valid], dim=1)
+        return self._draw(Pool(assign_result.gt_inds, assign_result.labels, None, boxes, is_box))
 
-    def _draw(self, pool: Pool, taking_part: Tensor) -> BatchSamplingResult:
+    def _draw(self, pool: Pool) -> BatchSamplingResult:
         label = pool.labels[..., 0]
-        return draw(pool, taking_part & (label > 0), taking_part & (label == 0), self.quota, random_rule, random_rule)
+        return draw(pool, label > 0, label == 0, self.quota, random_rule, random_rule)
 
 
 def _check_count(assigned: int, found: int) -> None:

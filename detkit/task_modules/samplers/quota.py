@@ -58,7 +58,7 @@ class Quota(NamedTuple):
         left = self.num - num_positive
         if self.neg_pos_ub < 0:
             return left
-        # In float64: the bound is rounded down, and 2.3 * 10 is 23.
+        # In float64: the bound is rounded down, and 4.2 * 15 is below 63 in float32.
         bound = self.neg_pos_ub * num_positive.clamp(min=1).double()
         return torch.minimum(left, bound.long())
 

@@ -17,12 +17,12 @@ class RoIOutputs(NamedTuple):
 
     Attributes:
         cls_score: (N, A, C + 1) logits.
-        bbox_pred: (N, A, 4) or (N, A, 4 C) encoded boxes.
+        bbox_pred: (N, A, 4) or (N, A, 4 C) encoded boxes; None where the head predicts none.
         loss: (N, A) the loss that was asked for.
     """
 
     cls_score: Tensor
-    bbox_pred: Tensor
+    bbox_pred: Tensor | None
     loss: Tensor
 
 
@@ -66,7 +66,11 @@ def roi_outputs(context: Any, bbox_head: Any, pool: Pool, loss_key: str, name: s
     if loss_key not in losses:
         raise ValueError(f"{name}: the box head has no loss {loss_key!r}, only {', '.join(sorted(losses))}")
     shape = (batch_size, count)
-    bbox_pred = outputs["bbox_pred"]
+    bbox_pred, loss = outputs["bbox_pred"], losses[loss_key]
+    # A sigmoid loss has a value per class.
+    loss = loss if loss.dim() == 1 else loss.flatten(1).sum(dim=1)
     return RoIOutputs(
-        scores.unflatten(0, shape), bbox_pred.unflatten(0, shape), losses[loss_key].reshape(batch_size, count)
+        scores.unflatten(0, shape),
+        None if bbox_pred is None else bbox_pred.unflatten(0, shape),
+        loss.unflatten(0, shape),
     )

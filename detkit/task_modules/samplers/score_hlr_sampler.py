@@ -209,6 +209,8 @@ class ScoreHLRSampler:
     def _boxes(self, pool: Pool, outputs: RoIOutputs, label: Tensor) -> Tensor:
         """Boxes (N, A, 4) predicted for the classes (N, A); a head may predict one for all."""
         assert pool.priors is not None
+        if outputs.bbox_pred is None:
+            raise ValueError("ScoreHLRSampler: needs a box head that predicts boxes")
         encoded = outputs.bbox_pred.unflatten(-1, (-1, 4)).flatten(0, 1)
         own = label.flatten() if encoded.shape[1] > 1 else torch.zeros_like(label).flatten()
         chosen = encoded.gather(1, own.view(-1, 1, 1).expand(-1, 1, 4)).squeeze(1)

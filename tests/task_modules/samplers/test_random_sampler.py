@@ -34,11 +34,11 @@ def test_negatives_take_the_place_of_missing_positives():
 
 @pytest.mark.parametrize(
     ("bound", "positives", "negatives"),
-    # 2.3 * 10 is 22.999999523 in float32 and must be 23; without positives the bound is that of one.
-    [(0, 1, 0), (1, 1, 1), (3, 2, 6), (2.5, 1, 2), (2.5, 2, 5), (2.3, 10, 23), (3, 0, 3), (-1, 1, 39)],
+    # 4.2 * 15 is below 63 in float32; without positives the bound is that of one.
+    [(0, 1, 0), (1, 1, 1), (3, 2, 6), (2.5, 1, 2), (2.5, 2, 5), (4.2, 15, 63), (3, 0, 3), (-1, 1, 79)],
 )
 def test_bound_of_negatives(bound, positives, negatives):
-    sampler = RandomSampler(40, 0.25, neg_pos_ub=bound, add_gt_as_proposals=False)
+    sampler = RandomSampler(80, 0.25, neg_pos_ub=bound, add_gt_as_proposals=False)
     sampled = sampler.sample_batch(assigned([[1] * positives + [0] * 100]))
     assert sampled.positive.sum() == positives
     assert sampled.negative.sum() == negatives
