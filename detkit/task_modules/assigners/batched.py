@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -62,22 +62,42 @@ def assign_batch(
         if isinstance(value, Tensor) and value.shape[:2] == (batch_size, num_priors)
     }
     settings = {name: value for name, value in inputs.items() if name not in predictions}
-    rows = []
+    results, kept = [], []
     for index in range(batch_size):
         keep = slice(None) if prior_valid is None else prior_valid[index]
         valid, ignored = ground_truth.valid[index], ground_truth.ignored_valid[index]
         own = priors if priors.dim() == 2 else priors[index]
+        own_predictions = {name: value[index][keep] for name, value in predictions.items()}
+        # By keyword, as some assigners have further arguments between these.
         result = assigner.assign(
-            InstanceData(priors=own[keep], **{name: value[index][keep] for name, value in predictions.items()}),
-            InstanceData(bboxes=ground_truth.boxes[index][valid], labels=ground_truth.labels[index][valid]),
-            InstanceData(bboxes=ground_truth.ignored_boxes[index][ignored]),
+            pred_instances=InstanceData(priors=own[keep], **own_predictions),
+            gt_instances=InstanceData(
+                bboxes=ground_truth.boxes[index][valid], labels=ground_truth.labels[index][valid]
+            ),
+            gt_instances_ignore=InstanceData(bboxes=ground_truth.ignored_boxes[index][ignored]),
             **settings,
         )
-        gt_inds = torch.full((num_priors,), IGNORED, dtype=torch.int64, device=priors.device)
-        labels, overlaps = gt_inds.clone(), priors.new_zeros(num_priors)
-        gt_inds[keep], labels[keep] = result.gt_inds, result.labels
-        if result.max_overlaps is not None:
-            overlaps[keep] = result.max_overlaps.to(overlaps)
-        rows.append((gt_inds, overlaps, labels))
-    gt_inds, overlaps, labels = (torch.stack(column) for column in zip(*rows, strict=True))
-    return BatchAssignResult(gt_inds, overlaps, labels)
+        results.append(result)
+        kept.append(keep)
+
+    gt_inds = _of_batch([result.gt_inds.long() for result in results], kept, num_priors, IGNORED)
+    overlaps = _of_batch([result.max_overlaps for result in results], kept, num_priors, 0.0)
+    labels = _of_batch([result.labels.long() for result in results], kept, num_priors, -1)
+    metrics = _of_batch([result.assign_metrics for result in results], kept, num_priors, 0.0)
+    assert gt_inds is not None
+    assert labels is not None
+    return BatchAssignResult(gt_inds, overlaps, labels, metrics)
+
+
+def _of_batch(
+    values: Sequence[Tensor | None], kept: Sequence[Tensor | slice], num_priors: int, fill: float
+) -> Tensor | None:
+    """Values (N, A) of those that took part in each image, ``fill`` elsewhere; None where no image has any."""
+    given = [value for value in values if value is not None]
+    if not given:
+        return None
+    full = given[0].new_full((len(values), num_priors), fill)
+    for row, keep, value in zip(full, kept, values, strict=True):
+        if value is not None:
+            row[keep] = value.to(full)
+    return full
