@@ -177,6 +177,34 @@ def test_it_learns_one_image(model):
     torch.testing.assert_close(found.bboxes[order], torch.tensor(boxes), rtol=0, atol=3.0)
 
 
+@pytest.mark.parametrize(
+    "assigner",
+    [
+        {"type": "ATSSAssigner", "topk": 9},
+        {"type": "CenterRegionAssigner", "pos_scale": 0.3, "neg_scale": 0.6},
+        {"type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.5, "perm_repeat_gt_cfg": {"iou_thr": 0.9}},
+    ],
+    ids=lambda cfg: cfg["type"],
+)
+def test_another_assigner_by_config(assigner):
+    config = copy.deepcopy(CONFIG)
+    config["train_cfg"]["assigner"] = assigner
+    model = MODELS.build(config)
+    model.init_weights()
+    inputs, samples = batch(model, SAMPLES)
+    with NoSync():
+        losses = model.loss(inputs, samples)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert losses["loss_bbox"] > 0
+
+
+def test_an_assigner_that_needs_predictions_is_refused_at_once():
+    config = copy.deepcopy(CONFIG)
+    config["train_cfg"]["assigner"] = {"type": "SimOTAAssigner"}
+    with pytest.raises(ValueError, match=r"train_cfg.assigner: SimOTAAssigner needs bboxes, scores"):
+        MODELS.build(config)
+
+
 def test_r50_has_the_keys_and_shapes_of_mmdetection():
     """Keys of ``retinanet/retinanet_r50_fpn_1x_coco.py`` in MMDetection 3.3.0."""
     from detkit.config import load

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules import GridAnchors, anchor_inside_flags, assign_batch, sample_batch
+from detkit.task_modules.assigners import needed_inputs
 
-__all__ = ["AnchorTargets", "BoxCoder", "anchor_targets", "valid_anchors"]
+__all__ = ["AnchorTargets", "BoxCoder", "anchor_targets", "check_assigner", "valid_anchors"]
 
 
 class BoxCoder(Protocol):
@@ -69,6 +70,22 @@ def valid_anchors(
     return torch.stack(rows)
 
 
+def check_assigner(assigner: Any, offered: Collection[str], head: str) -> list[str]:
+    """What of ``offered`` the assigner asks for besides anchors; ``head`` is who would use it.
+
+    Raises:
+        ValueError: It asks for more.
+    """
+    needed = needed_inputs(assigner)
+    missing = [name for name in needed if name not in offered]
+    if missing:
+        raise ValueError(
+            f"{head}: train_cfg.assigner: {type(assigner).__name__} needs {', '.join(missing)}, which this head does "
+            "not give; it assigns by anchors alone, as MaxIoUAssigner and ATSSAssigner do"
+        )
+    return needed
+
+
 def anchor_targets(
     anchors: Tensor,
     ground_truth: GroundTruth,
@@ -78,6 +95,7 @@ def anchor_targets(
     coder: BoxCoder | None,
     num_classes: int,
     pos_weight: float = -1,
+    assigner_inputs: Mapping[str, Any] | None = None,
 ) -> AnchorTargets:
     """Targets of all anchors of all images.
 
@@ -90,11 +108,12 @@ def anchor_targets(
         coder: Encodes the boxes; None leaves them as they are.
         num_classes: Label of the background.
         pos_weight: Label weight of a positive; 1 where <= 0.
+        assigner_inputs: What the assigner asks for besides.
 
     Raises:
         ValueError: The sampler adds objects to the anchors.
     """
-    assigned = assign_batch(assigner, anchors, ground_truth, valid)
+    assigned = assign_batch(assigner, anchors, ground_truth, valid, **(assigner_inputs or {}))
     sampled = sample_batch(sampler, assigned, anchors, ground_truth)
     if sampled.is_gt is not None:
         raise ValueError(

@@ -11,7 +11,7 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from detkit.models.dense_heads.anchor_targets import anchor_targets, valid_anchors
+from detkit.models.dense_heads.anchor_targets import anchor_targets, check_assigner, valid_anchors
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.registry import MODELS, TASK_UTILS, check_keys
@@ -80,6 +80,7 @@ class RetinaHead(BaseModule):
         check_keys(train_cfg, self.train_cfg_keys, "train_cfg")
         train_cfg = train_cfg or {}
         self.assigner = TASK_UTILS.build(train_cfg["assigner"]) if "assigner" in train_cfg else None
+        self.assigner_inputs = check_assigner(self.assigner, ["num_level_priors"], "RetinaHead")
         self.sampler = TASK_UTILS.build(train_cfg.get("sampler") or {"type": "PseudoSampler"})
         self.allowed_border = train_cfg.get("allowed_border", -1)
         self.pos_weight = train_cfg.get("pos_weight", -1)
@@ -122,7 +123,9 @@ class RetinaHead(BaseModule):
             raise ValueError("RetinaHead: training needs train_cfg with an assigner")
         cls_scores, bbox_preds = self(x)
         sizes = featmap_sizes(cls_scores)
-        anchors = torch.cat(self.prior_generator.grid_priors(sizes, device=cls_scores[0].device))
+        levels = self.prior_generator.grid_priors(sizes, device=cls_scores[0].device)
+        anchors = torch.cat(levels)
+        offered = {"num_level_priors": [len(level) for level in levels]}
         metas = [sample.metainfo for sample in batch_data_samples]
         targets = anchor_targets(
             anchors,
@@ -133,6 +136,7 @@ class RetinaHead(BaseModule):
             None if self.reg_decoded_bbox else self.bbox_coder,
             self.num_classes,
             self.pos_weight,
+            {name: offered[name] for name in self.assigner_inputs},
         )
         logits = flatten_levels(cls_scores, self.cls_out_channels)  # (N, A, C)
         boxes = flatten_levels(bbox_preds, self.bbox_coder.encode_size)  # (N, A, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.assign_result import IGNORED, AssignResult, BatchAssignResult
 
-__all__ = ["Assigner", "BatchAssigner", "assign_batch"]
+__all__ = ["Assigner", "BatchAssigner", "assign_batch", "needed_inputs"]
 
 
 class Assigner(Protocol):
@@ -35,6 +36,14 @@ class BatchAssigner(Protocol):
         self, priors: Tensor, ground_truth: GroundTruth, prior_valid: Tensor | None = None
     ) -> BatchAssignResult:
         """Assign the priors of N images."""
+
+
+def needed_inputs(assigner: Assigner | BatchAssigner) -> list[str]:
+    """Names of what the assigner must be given besides priors and objects; of one without batches nothing is known."""
+    if not isinstance(assigner, BatchAssigner):
+        return []
+    parameters = inspect.signature(assigner.assign_batch).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
 
 
 def assign_batch(
