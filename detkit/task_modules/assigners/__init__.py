@@ -3,7 +3,7 @@
 from detkit.task_modules.assigners.approx_max_iou_assigner import ApproxMaxIoUAssigner
 from detkit.task_modules.assigners.assign_result import AssignResult, BatchAssignResult
 from detkit.task_modules.assigners.atss_assigner import ATSSAssigner
-from detkit.task_modules.assigners.batched import assign_batch
+from detkit.task_modules.assigners.batched import assign_batch, needed_inputs
 from detkit.task_modules.assigners.center_region_assigner import CenterRegionAssigner
 from detkit.task_modules.assigners.dynamic_soft_label_assigner import DynamicSoftLabelAssigner
 from detkit.task_modules.assigners.grid_assigner import GridAssigner
@@ -35,4 +35,5 @@ __all__ = [
     "TopkHungarianAssigner",
     "UniformAssigner",
     "assign_batch",
+    "needed_inputs",
 ]
