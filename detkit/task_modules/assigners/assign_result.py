@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from detkit.structures.ground_truth import GroundTruth
+
 __all__ = ["BACKGROUND", "IGNORED", "AssignResult", "BatchAssignResult"]
 
 # Values of ``gt_inds`` besides i + 1 for the i-th object.
@@ -90,6 +92,16 @@ class BatchAssignResult(NamedTuple):
     labels: Tensor
     metrics: Tensor | None = None
     extra: Mapping[str, Tensor] | None = None
+
+    @classmethod
+    def without_objects(
+        cls, ground_truth: GroundTruth, num_priors: int, prior_valid: Tensor | None
+    ) -> BatchAssignResult:
+        """Every prior is background, or ignored where ``prior_valid`` (N, A) says that it takes no part."""
+        shape = (len(ground_truth.valid), num_priors)
+        taking_part = ground_truth.valid.new_ones(shape) if prior_valid is None else prior_valid
+        gt_inds = torch.where(taking_part, BACKGROUND, IGNORED)
+        return cls(gt_inds, ground_truth.boxes.new_zeros(shape), torch.full_like(gt_inds, -1))
 
     def image(self, index: int, num_gts: int) -> AssignResult:
         """The assignment of one image; ``metrics`` as its attribute ``assign_metrics``."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from detkit.registry import TASK_UTILS
 from detkit.structures.boxes import bbox_xyxy_to_cxcywh
 from detkit.structures.ground_truth import GroundTruth
-from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED, AssignResult, BatchAssignResult
+from detkit.task_modules.assigners.assign_result import IGNORED, AssignResult, BatchAssignResult
 from detkit.task_modules.assigners.candidates import at_candidates, chosen_by_best, inside_boxes
 from detkit.task_modules.assigners.chunks import chunk_slices
 from detkit.task_modules.assigners.ignored_regions import in_ignored_region
@@ -117,11 +117,9 @@ class ATSSAssigner:
             raise ValueError(f"ATSSAssigner: levels of {list(num_level_priors)} priors do not add up to {num_priors}")
         if self.alpha is not None and (bboxes is None or scores is None):
             raise ValueError(f"ATSSAssigner: alpha={self.alpha} needs bboxes and scores of the predictions")
-        shape = (num_images, num_priors)
-        taking_part = priors.new_ones(shape, dtype=torch.bool) if prior_valid is None else prior_valid
-        background = torch.where(taking_part, BACKGROUND, IGNORED)
+        nothing = BatchAssignResult.without_objects(ground_truth, num_priors, prior_valid)
         if num_gts == 0 or num_priors == 0:
-            return BatchAssignResult(background, priors.new_zeros(shape), torch.full_like(background, -1))
+            return nothing
 
         ignored = in_ignored_region(priors, ground_truth, self.ignore_iof_thr, self.iou_calculator)
         index, distance = self._candidates(priors, ground_truth, prior_valid, ignored, num_level_priors)
@@ -135,7 +133,7 @@ class ATSSAssigner:
         chosen = chosen_by_best(index, positive, overlaps, num_priors)
 
         has_objects = ground_truth.valid.any(dim=1, keepdim=True)
-        others = background if ignored is None else torch.where(ignored & has_objects, IGNORED, background)
+        others = nothing.gt_inds if ignored is None else torch.where(ignored & has_objects, IGNORED, nothing.gt_inds)
         gt_inds = torch.where(chosen.gt_inds > 0, chosen.gt_inds, others)
         max_overlaps = torch.where(has_objects, chosen.value.clamp(min=NO_OVERLAP), 0.0)
         return BatchAssignResult(gt_inds, max_overlaps, ground_truth.labels_at(gt_inds))

@@ -14,7 +14,7 @@ from torch import Tensor
 from detkit.registry import TASK_UTILS
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
-from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED, AssignResult, BatchAssignResult
+from detkit.task_modules.assigners.assign_result import BACKGROUND, AssignResult, BatchAssignResult
 from detkit.task_modules.assigners.candidates import inside_boxes, of_class
 from detkit.task_modules.assigners.chunks import chunk_slices
 from detkit.task_modules.assigners.dynamic_k import match_dynamic_k
@@ -121,11 +121,10 @@ class DynamicSoftLabelAssigner:
         """
         bboxes, scores = full_precision(bboxes.detach(), scores.detach())
         shape = bboxes.shape[:2]
-        taking_part = bboxes.new_ones(shape, dtype=torch.bool) if prior_valid is None else prior_valid
-        background = torch.where(taking_part, BACKGROUND, IGNORED)
+        nothing = BatchAssignResult.without_objects(ground_truth, shape[1], prior_valid)
         boxes, num_gts = ground_truth.boxes, ground_truth.valid.shape[1]
         if num_gts == 0 or shape[1] == 0:
-            return BatchAssignResult(background, bboxes.new_zeros(shape), torch.full_like(background, -1))
+            return nothing
         centers = (boxes[..., :2] + boxes[..., 2:]) * 0.5 if gt_centers is None else gt_centers
         points = (priors if priors.dim() == 3 else priors.unsqueeze(0)).transpose(1, 2).contiguous()
         x, y, stride = points[:, :3].unsqueeze(2).unbind(1)  # (N, 1, A)
@@ -154,8 +153,8 @@ class DynamicSoftLabelAssigner:
             # Far from the centre the power overflows; such a prior is still cheaper than one that takes no part.
             return cost.add_(distance.mul_(LOG_10).exp_()).clamp_(max=torch.finfo(cost.dtype).max), iou
 
-        allowed = inside_any & taking_part
+        allowed = inside_any & (nothing.gt_inds == BACKGROUND)
         chosen = match_dynamic_k(pairs, allowed, ground_truth.valid, self.topk)
-        gt_inds = torch.where(chosen.gt_inds > 0, chosen.gt_inds, background)
+        gt_inds = torch.where(chosen.gt_inds > 0, chosen.gt_inds, nothing.gt_inds)
         max_overlaps = torch.where(allowed.any(dim=1, keepdim=True), chosen.value.clamp(min=NO_OVERLAP), 0.0)
         return BatchAssignResult(gt_inds, max_overlaps, ground_truth.labels_at(gt_inds))

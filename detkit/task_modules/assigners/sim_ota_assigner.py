@@ -12,7 +12,7 @@ from torch import Tensor
 from detkit.registry import TASK_UTILS
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
-from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED, AssignResult, BatchAssignResult
+from detkit.task_modules.assigners.assign_result import BACKGROUND, AssignResult, BatchAssignResult
 from detkit.task_modules.assigners.candidates import inside_boxes, of_class
 from detkit.task_modules.assigners.chunks import chunk_slices
 from detkit.task_modules.assigners.dynamic_k import match_dynamic_k
@@ -110,10 +110,9 @@ class SimOTAAssigner:
             in_range = ((scores >= 0) & (scores <= 1)).all()
             torch._assert_async(in_range, "SimOTAAssigner: scores must be probabilities in [0, 1], not logits or NaN")
         shape = bboxes.shape[:2]
-        taking_part = bboxes.new_ones(shape, dtype=torch.bool) if prior_valid is None else prior_valid
-        background = torch.where(taking_part, BACKGROUND, IGNORED)
+        nothing = BatchAssignResult.without_objects(ground_truth, shape[1], prior_valid)
         if 0 in (ground_truth.valid.shape[1], shape[1]):
-            return BatchAssignResult(background, bboxes.new_zeros(shape), torch.full_like(background, -1))
+            return nothing
 
         points = (priors if priors.dim() == 3 else priors.unsqueeze(0)).transpose(1, 2).contiguous().unsqueeze(2)
         near_any = torch.zeros(shape, dtype=torch.bool, device=bboxes.device)
@@ -134,9 +133,9 @@ class SimOTAAssigner:
             cost = cls_cost.mul_(self.cls_weight).sub_((iou + EPS).log_().mul_(self.iou_weight))
             return cost.add_(~(inside & central) * OUTSIDE_COST), iou
 
-        allowed = near_any & taking_part
+        allowed = near_any & (nothing.gt_inds == BACKGROUND)
         chosen = match_dynamic_k(pairs, allowed, ground_truth.valid, self.candidate_topk)
-        gt_inds = torch.where(chosen.gt_inds > 0, chosen.gt_inds, background)
+        gt_inds = torch.where(chosen.gt_inds > 0, chosen.gt_inds, nothing.gt_inds)
         max_overlaps = torch.where(allowed.any(dim=1, keepdim=True), chosen.value.clamp(min=-OUTSIDE_COST), 0.0)
         return BatchAssignResult(gt_inds, max_overlaps, ground_truth.labels_at(gt_inds))
 

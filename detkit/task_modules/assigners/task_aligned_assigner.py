@@ -13,7 +13,7 @@ from detkit.registry import TASK_UTILS
 from detkit.structures.boxes import bbox_xyxy_to_cxcywh
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
-from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED, AssignResult, BatchAssignResult
+from detkit.task_modules.assigners.assign_result import BACKGROUND, AssignResult, BatchAssignResult
 from detkit.task_modules.assigners.candidates import at_candidates, chosen_by_best, inside_boxes, of_class
 from detkit.task_modules.assigners.chunks import chunk_slices
 
@@ -96,20 +96,20 @@ class TaskAlignedAssigner:
         """
         bboxes, scores = full_precision(bboxes.detach(), scores.detach())
         shape = bboxes.shape[:2]
-        taking_part = bboxes.new_ones(shape, dtype=torch.bool) if prior_valid is None else prior_valid
-        background = torch.where(taking_part, BACKGROUND, IGNORED)
-        nothing = bboxes.new_zeros(shape)
+        metrics = bboxes.new_zeros(shape)
+        nothing = BatchAssignResult.without_objects(ground_truth, shape[1], prior_valid)._replace(metrics=metrics)
         boxes, num_gts = ground_truth.boxes, ground_truth.valid.shape[1]
         if num_gts == 0 or shape[1] == 0:
-            return BatchAssignResult(background, nothing, torch.full_like(background, -1), nothing)
+            return nothing
 
+        taking_part = (nothing.gt_inds == BACKGROUND).unsqueeze(1)
         by_class = scores.transpose(1, 2).contiguous()  # (N, C, A)
         by_coordinate = bboxes.transpose(1, 2).contiguous().transpose(1, 2)
         pieces = []
         for some in chunk_slices(num_gts, shape.numel(), bboxes.device, least=1):
             iou = self.iou_calculator(boxes[:, some], by_coordinate)
             score = of_class(by_class, ground_truth.labels[:, some])
-            alignment = _power(score, alpha).mul(_power(iou, beta)).mul_(taking_part.unsqueeze(1))
+            alignment = _power(score, alpha).mul(_power(iou, beta)).mul_(taking_part)
             value, best = alignment.topk(min(self.topk, shape[1]), dim=2)
             pieces.append((best, value, iou.gather(2, best)))
         index, alignment, overlaps = (torch.cat(column, dim=1) for column in zip(*pieces, strict=True))
@@ -119,12 +119,12 @@ class TaskAlignedAssigner:
         positive = (alignment > 0) & inside_boxes(x, y, boxes.unsqueeze(2), CENTER_MARGIN)
         positive = positive & ground_truth.valid.unsqueeze(2)
         chosen = chosen_by_best(index, positive, overlaps, shape[1])
-        gt_inds = torch.where(chosen.gt_inds > 0, chosen.gt_inds, background)
+        gt_inds = torch.where(chosen.gt_inds > 0, chosen.gt_inds, nothing.gt_inds)
 
         flat = index.flatten(1)
         number = torch.arange(1, num_gts + 1, device=index.device).view(1, -1, 1)
         wins = positive & (chosen.gt_inds.gather(1, flat).view_as(index) == number)
-        metrics = nothing.scatter_add(1, flat, (alignment * wins).flatten(1))
+        metrics = metrics.scatter_add(1, flat, (alignment * wins).flatten(1))
         has_objects = ground_truth.valid.any(dim=1, keepdim=True)
         max_overlaps = torch.where(has_objects, chosen.value.clamp(min=NO_OVERLAP), 0.0)
         return BatchAssignResult(gt_inds, max_overlaps, ground_truth.labels_at(gt_inds), metrics)

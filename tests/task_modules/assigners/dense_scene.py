@@ -84,3 +84,16 @@ def call(name: str, truth: GroundTruth, seed: int = 0, prior_valid: Tensor | Non
     if name.startswith("ATSS"):
         inputs["num_level_priors"] = counts
     return assigner.assign_batch(priors, truth, prior_valid, **inputs)
+
+
+def match_by_the_rules(cost: Tensor, iou: Tensor, allowed: list[int], topk: int) -> list[int]:
+    """The matching of SimOTA and RTMDet as loops: objects of the A priors, by their cost and IoU (A, G)."""
+    takers: dict[int, list[int]] = {}
+    for g in range(cost.shape[1]):
+        quota = max(1, int(iou[:, g].sort(descending=True).values[:topk].sum()))
+        for p in sorted(allowed, key=lambda p, g=g: float(cost[p, g]))[:quota]:
+            takers.setdefault(p, []).append(g)
+    result = [0] * len(cost)
+    for p, wanting in takers.items():
+        result[p] = 1 + (wanting[0] if len(wanting) == 1 else int(cost[p].argmin()))
+    return result

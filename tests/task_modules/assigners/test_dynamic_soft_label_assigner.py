@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from mmengine.structures import InstanceData
-from task_modules.assigners.dense_scene import objects, points, predictions
+from task_modules.assigners.dense_scene import match_by_the_rules, objects, points, predictions
 
 from detkit.structures import BitmapMasks
 from detkit.structures.boxes import bbox_overlaps
@@ -31,15 +31,7 @@ def by_the_rules(priors, boxes, logits, gt, radius=3.0, topk=13):
                 entropy += cross * (target - prob) ** 2
             distance = math.hypot(x - (x1 + x2) / 2, y - (y1 + y2) / 2) / stride
             cost[p, g] = entropy - 3 * math.log(iou[p, g] + 1e-7) + 10 ** (distance - radius)
-    takers = {}
-    for g in range(num_gts):
-        quota = max(1, int(iou[:, g].sort(descending=True).values[:topk].sum()))
-        for p in sorted(allowed, key=lambda p, g=g: float(cost[p, g]))[:quota]:
-            takers.setdefault(p, []).append(g)
-    result = [0] * num_priors
-    for p, wanting in takers.items():
-        result[p] = 1 + (wanting[0] if len(wanting) == 1 else int(cost[p].argmin()))
-    return result
+    return match_by_the_rules(cost, iou, allowed, topk)
 
 
 @pytest.mark.parametrize("seed", range(6))
