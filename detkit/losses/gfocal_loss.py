@@ -6,18 +6,20 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from detkit.losses.cross_entropy_loss import cross_entropy_of_probability
-from detkit.losses.labels import check_range, one_hot
-from detkit.losses.reduction import ElementwiseLoss
+from detkit.losses.labels import check_labels, check_range
+from detkit.losses.reduction import ElementwiseLoss, resolve_reduction, weight_reduce_loss
 from detkit.registry import MODELS
+from detkit.structures.precision import full_precision
 
 __all__ = [
     "DistributionFocalLoss",
     "QualityFocalLoss",
     "distribution_focal_loss",
     "quality_focal_loss",
+    "quality_focal_loss_of_labels",
     "quality_focal_loss_with_prob",
 ]
 
@@ -33,17 +35,51 @@ def quality_focal_loss(pred: Tensor, target: Tensor, beta: float = 2.0) -> Tenso
     Returns:
         Sum over the classes (N,).
     """
-    cross_entropy = F.binary_cross_entropy_with_logits(pred, target, reduction="none")
-    return (cross_entropy * _modulation(pred.sigmoid(), target, beta)).sum(dim=-1)
+    return _of_logits(pred, target, beta).sum(dim=-1)
 
 
 def quality_focal_loss_with_prob(pred: Tensor, target: Tensor, beta: float = 2.0) -> Tensor:
     """As :func:`quality_focal_loss`, of probabilities in [0, 1]."""
-    return (cross_entropy_of_probability(pred, target) * _modulation(pred, target, beta)).sum(dim=-1)
+    return _of_probabilities(pred, target, beta).sum(dim=-1)
 
 
-def _modulation(prob: Tensor, target: Tensor, beta: float) -> Tensor:
-    error = (target - prob).abs()
+def quality_focal_loss_of_labels(
+    pred: Tensor, label: Tensor, quality: Tensor, beta: float = 2.0, activated: bool = False
+) -> Tensor:
+    """The same from labels, without the targets: all elements as negatives, then one of each sample by its quality.
+
+    Args:
+        pred: Logits, or probabilities where ``activated``, (N, C).
+        label: (N,) in [0, C); any other is background.
+        quality: (N,) in [0, 1], of a background sample without meaning.
+        beta: Focusing exponent, >= 0.
+        activated: Whether ``pred`` holds probabilities.
+
+    Returns:
+        Sum over the classes (N,).
+    """
+    positive = ((label >= 0) & (label < pred.shape[-1])).unsqueeze(1)
+    index = torch.where(positive, label.unsqueeze(1), 0).long()
+    quality = torch.where(positive, quality.unsqueeze(1), 0)
+    if activated:
+        loss = _of_probabilities(pred, torch.zeros_like(pred), beta)
+        own = _of_probabilities(pred.gather(1, index), quality, beta)
+    else:
+        loss = F.softplus(pred) * _focus(pred.sigmoid(), beta)
+        own = _of_logits(pred.gather(1, index), quality, beta)
+    return loss.scatter_(1, index, own).sum(dim=1)
+
+
+def _of_logits(pred: Tensor, target: Tensor, beta: float) -> Tensor:
+    cross_entropy = F.binary_cross_entropy_with_logits(pred, target, reduction="none")
+    return cross_entropy * _focus((target - pred.sigmoid()).abs(), beta)
+
+
+def _of_probabilities(pred: Tensor, target: Tensor, beta: float) -> Tensor:
+    return cross_entropy_of_probability(pred, target) * _focus((target - pred).abs(), beta)
+
+
+def _focus(error: Tensor, beta: float) -> Tensor:
     if 0 < beta < 1:  # the slope of a root is infinite at 0
         error = error.clamp(min=torch.finfo(error.dtype).eps)
     return error.pow(beta)
@@ -67,7 +103,7 @@ def distribution_focal_loss(pred: Tensor, target: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-class QualityFocalLoss(ElementwiseLoss):
+class QualityFocalLoss(nn.Module):
     """Focal loss whose target at the true class is the quality of the box.
 
     Args:
@@ -86,16 +122,14 @@ class QualityFocalLoss(ElementwiseLoss):
         loss_weight: float = 1.0,
         activated: bool = False,
     ) -> None:
-        super().__init__(reduction, loss_weight)
+        super().__init__()
         if not use_sigmoid:
             raise ValueError("QualityFocalLoss: use_sigmoid=False has no definition")
         self.use_sigmoid = use_sigmoid
         self.beta = beta
+        self.reduction = resolve_reduction(reduction, "QualityFocalLoss")
+        self.loss_weight = loss_weight
         self.activated = activated
-
-    def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        function = quality_focal_loss_with_prob if self.activated else quality_focal_loss
-        return function(pred, target.to(pred.dtype), self.beta)
 
     def forward(
         self,
@@ -119,18 +153,31 @@ class QualityFocalLoss(ElementwiseLoss):
             ValueError: Unknown reduction, or shapes that do not fit.
             RuntimeError: A label above C, on the CPU.
         """
-        if weight is not None and weight.dim() != 1:
+        reduction = resolve_reduction(reduction_override or self.reduction, "QualityFocalLoss")
+        (pred,) = full_precision(pred)
+        if weight is not None and weight.shape != pred.shape[:1]:
             raise ValueError(f"QualityFocalLoss: weight is per sample (N,), got {tuple(weight.shape)}")
-        if not isinstance(target, Tensor):
-            target = self._per_class(target, pred.shape[-1])
-        return super().forward(pred, target, weight, avg_factor, reduction_override)
+        loss = self._per_class(pred, target) if isinstance(target, Tensor) else self._of_labels(pred, target)
+        return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)
 
-    def _per_class(self, target: Sequence[Tensor], num_classes: int) -> Tensor:
-        if len(target) != 2:
-            raise ValueError(f"QualityFocalLoss: target is a pair of labels and qualities, got {len(target)} tensors")
+    def _per_class(self, pred: Tensor, target: Tensor) -> Tensor:
+        if target.shape != pred.shape:
+            raise ValueError(
+                f"QualityFocalLoss: pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape"
+            )
+        function = quality_focal_loss_with_prob if self.activated else quality_focal_loss
+        return function(pred, target.to(pred.dtype), self.beta)
+
+    def _of_labels(self, pred: Tensor, target: Sequence[Tensor]) -> Tensor:
+        shapes = [tuple(part.shape) for part in target]
+        if shapes != [pred.shape[:1]] * 2:
+            raise ValueError(
+                f"QualityFocalLoss: target is a pair of labels and qualities (N,) for pred {tuple(pred.shape)}, "
+                f"got {len(shapes)} tensors of shape {shapes}"
+            )
         label, quality = target
-        label = torch.where(label < 0, num_classes, label)
-        return torch.where(one_hot(label, num_classes, "QualityFocalLoss"), quality.unsqueeze(-1), 0)
+        check_labels(label.clamp(min=0), pred.shape[-1], "QualityFocalLoss")
+        return quality_focal_loss_of_labels(pred, label, quality.to(pred.dtype), self.beta, self.activated)
 
 
 @MODELS.register_module()

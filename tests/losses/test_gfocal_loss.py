@@ -76,7 +76,7 @@ def test_a_score_that_equals_its_quality_has_no_infinite_gradient(beta, activate
 @pytest.mark.parametrize(
     ("target", "options", "error", "message"),
     [
-        ((torch.zeros(2),) * 3, {}, ValueError, "target is a pair of labels and qualities, got 3 tensors"),
+        ((torch.zeros(2),) * 3, {}, ValueError, "target is a pair of labels and qualities .* got 3 tensors"),
         (torch.zeros(2, 4), {}, ValueError, r"pred \(2, 3\) and target \(2, 4\) differ"),
         (torch.zeros(2, 3), {"weight": torch.ones(2, 3)}, ValueError, r"weight is per sample \(N,\), got \(2, 3\)"),
         ((torch.tensor([0, 4]), torch.zeros(2)), {}, RuntimeError, r"a label lies outside \[0, 3\]"),
