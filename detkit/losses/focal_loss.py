@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detkit.losses.cross_entropy_loss import cross_entropy_of_probability
 from detkit.losses.labels import check_labels, one_hot
 from detkit.losses.reduction import resolve_reduction, weight_per_element, weight_reduce_loss
 from detkit.registry import MODELS
@@ -39,10 +40,7 @@ def sigmoid_focal_loss(pred: Tensor, target: Tensor, gamma: float = 2.0, alpha: 
 
 def focal_loss_with_prob(pred: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
     """As :func:`sigmoid_focal_loss`, of probabilities in [0, 1]."""
-    # F.binary_cross_entropy refuses to run under autocast; this is its definition.
-    positive, negative = pred.log().clamp(min=-100), (1 - pred).log().clamp(min=-100)
-    cross_entropy = -(target * positive + (1 - target) * negative)
-    return cross_entropy * _modulation(pred, target, gamma, alpha)
+    return cross_entropy_of_probability(pred, target) * _modulation(pred, target, gamma, alpha)
 
 
 def _modulation(prob: Tensor, target: Tensor, gamma: float, alpha: float) -> Tensor:

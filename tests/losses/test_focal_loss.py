@@ -76,3 +76,11 @@ def test_the_module_takes_the_plain_form_for_weights_that_learn():
 def test_second_derivatives():
     logits, labels, weight = inputs()
     assert torch.autograd.gradgradcheck(lambda x: summed_focal_loss(x, labels, weight, 2.0, 0.25), (logits,))
+
+
+def test_probabilities_of_zero_and_one_have_finite_gradients():
+    prob = torch.tensor([[0.0, 1.0], [1.0, 0.0]], requires_grad=True)
+    loss = FocalLoss(activated=True, reduction="sum")(prob, torch.tensor([0, 2]))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(prob.grad).all()
