@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,33 +29,6 @@ class NoMatchingError(Exception):
         super().__init__(f"no assignment in image {image}")
         self.image = image
         self.pair = pair
-
-    def explain(
-        self,
-        costs: Mapping[str, Tensor],
-        predictions: Mapping[str, Tensor],
-        objects: Mapping[str, Tensor],
-        img_metas: Sequence[Mapping[str, Any] | None] | None,
-    ) -> str:
-        """What is wrong, with the place and the values; the tensors are those of the batch."""
-        meta = (img_metas[self.image] if img_metas is not None else None) or {}
-        name = meta.get("img_path") or meta.get("img_id")
-        image = f"image {self.image} of the batch" + (f" ({name})" if name is not None else "")
-        if self.pair is None:
-            return f"{image} has infinite costs that leave no assignment"
-        row, column = self.pair
-        terms = ", ".join(f"{key} {value[self.image, row, column].item():.4g}" for key, value in costs.items())
-        told = f"{image}: the cost of prediction {row} and object {column} is {terms}"
-        label = objects["labels"][self.image, column].item()
-        given = {key: value[self.image, row] for key, value in predictions.items()}
-        broken = [key for key, value in given.items() if not value.isfinite().all()]
-        if "scores" in given and not 0 <= label < len(given["scores"]):
-            return f"{told}; the object has label {label}, but there are {len(given['scores'])} classes"
-        if "bboxes" in objects and not objects["bboxes"][self.image, column].isfinite().all():
-            return f"{told}; the object's box is {objects['bboxes'][self.image, column].tolist()}"
-        if broken:
-            return f"{told}; {' and '.join(broken)} of the prediction are not finite: the training has diverged"
-        return told
 
 
 def match(costs: Tensor, valid: Tensor, taking_part: Tensor, most_per_object: int = 1) -> Tensor:

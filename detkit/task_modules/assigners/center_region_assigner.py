@@ -16,7 +16,11 @@ from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED, Ass
 from detkit.task_modules.assigners.candidates import inside_boxes
 from detkit.task_modules.assigners.chunks import chunk_slices
 
-__all__ = ["CenterRegionAssigner"]
+__all__ = ["IN_SHADOW", "OUTRANKED", "CenterRegionAssigner"]
+
+# Why an object shadows a prior: it is in the shadow, or it is in the core but learns another object.
+IN_SHADOW = 1
+OUTRANKED = 2
 
 
 @TASK_UTILS.register_module()
@@ -81,7 +85,8 @@ class CenterRegionAssigner:
         batch = self.assign_batch(pred_instances.priors, ground_truth)
         result = batch.image(0, len(gt_instances))
         assert batch.extra is not None
-        pairs = torch.cat([batch.extra[name][0].nonzero() for name in ("in_shadow", "outranked")])
+        shadowed = batch.extra["shadowed"][0]
+        pairs = torch.cat([(shadowed == IN_SHADOW).nonzero(), (shadowed == OUTRANKED).nonzero()])
         labels = ground_truth.labels[0][pairs[:, 1]]
         result.set_extra_property("shadowed_labels", torch.stack([pairs[:, 0], labels], dim=1))
         return result
@@ -97,32 +102,30 @@ class CenterRegionAssigner:
             prior_valid: (N, A) bool, which priors take part; None is all. The others are ignored.
 
         Returns:
-            The assignment, without ``max_overlaps``. Its ``extra`` has ``in_shadow`` and ``outranked``, (N, A, G)
-            bool: the priors shadowed by an object because they are in its shadow, or in its core.
+            The assignment, without ``max_overlaps``. Its ``extra`` has ``shadowed`` (N, A, G) int8: ``IN_SHADOW``
+            or ``OUTRANKED`` where an object shadows a prior, 0 elsewhere.
         """
         batch_size, num_gts = ground_truth.valid.shape
         priors = priors.expand(batch_size, *priors.shape[-2:])
         rank = _rank_by_area(ground_truth.boxes)
-        found = [
-            self._assign_some(priors[:, piece], ground_truth, rank)
-            for piece in chunk_slices(priors.shape[1], batch_size * num_gts, priors.device)
-        ]
-        if not found:
-            found = [self._assign_some(priors, ground_truth, rank)]
-        gt_inds, in_shadow, outranked = (torch.cat(column, dim=1) for column in zip(*found, strict=True))
+        gt_inds = torch.zeros(priors.shape[:2], dtype=torch.int64, device=priors.device)
+        shadowed = torch.zeros(*priors.shape[:2], num_gts, dtype=torch.int8, device=priors.device)
+        for piece in chunk_slices(priors.shape[1], batch_size * num_gts, priors.device):
+            gt_inds[:, piece], shadowed[:, piece] = self._assign_some(priors[:, piece], ground_truth, rank)
         if prior_valid is not None:
             gt_inds = torch.where(prior_valid, gt_inds, IGNORED)
-            in_shadow, outranked = in_shadow & prior_valid.unsqueeze(2), outranked & prior_valid.unsqueeze(2)
-        extra = {"in_shadow": in_shadow, "outranked": outranked}
-        return BatchAssignResult(gt_inds, None, ground_truth.labels_at(gt_inds), extra=extra)
+            shadowed = shadowed * prior_valid.unsqueeze(2)
+        return BatchAssignResult(gt_inds, None, ground_truth.labels_at(gt_inds), extra={"shadowed": shadowed})
 
-    def _assign_some(self, priors: Tensor, ground_truth: GroundTruth, rank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``gt_inds`` (N, a), ``in_shadow`` and ``outranked`` (N, a, G) of priors (N, a, 4)."""
+    def _assign_some(self, priors: Tensor, ground_truth: GroundTruth, rank: Tensor) -> tuple[Tensor, Tensor]:
+        """``gt_inds`` (N, a) and ``shadowed`` (N, a, G) of priors (N, a, 4)."""
         boxes, valid = ground_truth.boxes, ground_truth.valid.unsqueeze(1)
         x, y, _, _ = bbox_xyxy_to_cxcywh(priors).unsqueeze(2).unbind(-1)
         in_core = self._is_within(priors, _scaled(boxes, self.pos_scale)) & valid
+        same = self.neg_scale == self.pos_scale
+        in_shadow = in_core if same else self._is_within(priors, _scaled(boxes, self.neg_scale)) & valid
         in_core = in_core & inside_boxes(x, y, boxes.unsqueeze(1))
-        in_shadow = self._is_within(priors, _scaled(boxes, self.neg_scale)) & ~in_core & valid
+        in_shadow = in_shadow & ~in_core
 
         gt_inds = priors.new_full(priors.shape[:2], BACKGROUND, dtype=torch.int64)
         outranked = in_core
@@ -134,13 +137,14 @@ class CenterRegionAssigner:
         in_region = (inside_boxes(x, y, regions.unsqueeze(1)) & ground_truth.ignored_valid.unsqueeze(1)).any(dim=2)
         gt_inds = torch.where(in_region, IGNORED, gt_inds)
 
+        shadowed = (in_shadow.to(torch.int8) * IN_SHADOW).masked_fill(outranked, OUTRANKED)
         labels = ground_truth.labels_at(gt_inds)
-        contrary = labels.unsqueeze(2) == ground_truth.labels.unsqueeze(1)
+        contrary = (labels.unsqueeze(2) == ground_truth.labels.unsqueeze(1)) & (shadowed > 0)
         if self.foreground_dominate:
-            in_shadow, outranked = in_shadow & ~contrary, outranked & ~contrary
+            shadowed = shadowed.masked_fill(contrary, 0)
         else:
-            gt_inds = torch.where(((in_shadow | outranked) & contrary).any(dim=2), BACKGROUND, gt_inds)
-        return gt_inds, in_shadow, outranked
+            gt_inds = torch.where(contrary.any(dim=2), BACKGROUND, gt_inds)
+        return gt_inds, shadowed
 
     def _is_within(self, priors: Tensor, boxes: Tensor) -> Tensor:
         """Whether enough of a prior's area is in a box, (N, a, G)."""
@@ -157,4 +161,4 @@ def _scaled(boxes: Tensor, scale: float) -> Tensor:
 def _rank_by_area(boxes: Tensor) -> Tensor:
     """Ranks (N, G) of boxes, smaller ones higher, of equal ones the last; padding is below all."""
     area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
-    return area.sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)
+    return area.sort(dim=1, descending=True, stable=True).indices.argsort(dim=1).int()

@@ -20,10 +20,9 @@ def first_highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Returns:
         Values and indices, both (..., ``count``).
     """
-    found = []
-    for _ in range(count):
-        value, index = values.max(dim=-1, keepdim=True)
-        values = values.scatter(-1, index, -torch.inf)
-        found.append((value, index))
+    found = [values.max(dim=-1, keepdim=True)]
+    for _ in range(count - 1):
+        values = values.scatter(-1, found[-1].indices, -torch.inf)
+        found.append(values.max(dim=-1, keepdim=True))
     highest, indices = zip(*found, strict=True)
     return torch.cat(highest, dim=-1), torch.cat(indices, dim=-1)

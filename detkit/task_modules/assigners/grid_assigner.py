@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,12 @@ from detkit.registry import TASK_UTILS
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED, AssignResult, BatchAssignResult
 from detkit.task_modules.assigners.chunks import chunk_slices
-from detkit.task_modules.assigners.overlap_rules import EXCLUDED
+from detkit.task_modules.assigners.overlap_rules import EXCLUDED, KEPT_ELEMENTS
 
 __all__ = ["GridAssigner"]
+
+# Some priors: which, their highest overlap (N, a) with any object, and overlaps (N, G, a) where they may match.
+Chunk = tuple[slice, Tensor, Tensor]
 
 
 @TASK_UTILS.register_module()
@@ -99,20 +102,25 @@ class GridAssigner:
         responsible = responsible_flags.bool()
         taking_part = torch.ones_like(responsible) if prior_valid is None else prior_valid
         empty = torch.where(taking_part, BACKGROUND, IGNORED)
-        batch_size, num_gts = ground_truth.valid.shape
+        num_gts = ground_truth.valid.shape[1]
         if num_gts == 0 or empty.numel() == 0:
             return BatchAssignResult(empty, torch.zeros_like(empty, dtype=torch.float32), torch.full_like(empty, -1))
-        priors = priors.expand(batch_size, *priors.shape[-2:])
-        found = [
-            (overlaps.amax(dim=1), *_exclude(overlaps, responsible[:, piece] & taking_part[:, piece]).max(dim=1))
-            for piece, overlaps in self._chunks(priors, ground_truth)
-        ]
-        any_overlap, max_overlaps, argmax = (torch.cat(column, dim=1) for column in zip(*found, strict=True))
+        allowed = responsible & taking_part
+        few = empty.numel() * num_gts <= KEPT_ELEMENTS
+        chunks: Iterable[Chunk] = self._chunks(priors, ground_truth, allowed)
+        chunks = list(chunks) if few else chunks
+        any_overlap, max_overlaps, argmax, gt_max, gt_argmax = _reduce(chunks, allowed, num_gts)
 
         low, high = self.negative_interval
         gt_inds = torch.where((any_overlap > low) & (any_overlap <= high), BACKGROUND, IGNORED)
         gt_inds = torch.where(responsible & (max_overlaps > self.pos_iou_thr), argmax + 1, gt_inds)
-        last = self._last_at_highest(priors, ground_truth, responsible & taking_part)
+        may_match = ground_truth.valid & (gt_max > max(self.min_pos_iou, EXCLUDED))
+        if self.gt_max_assign_all:
+            chunks = chunks if few else self._chunks(priors, ground_truth, allowed)
+            last = _last_at_highest(chunks, torch.where(may_match, gt_max, torch.inf), empty)
+        else:
+            number = torch.where(may_match, torch.arange(1, num_gts + 1, device=priors.device), 0)
+            last = torch.zeros_like(empty).scatter_reduce(1, gt_argmax, number, "amax")
         gt_inds = torch.where(last > 0, last, gt_inds)
         gt_inds = torch.where(taking_part, gt_inds, IGNORED)
 
@@ -121,32 +129,43 @@ class GridAssigner:
         max_overlaps = torch.where(has_objects, max_overlaps, 0.0)
         return BatchAssignResult(gt_inds, max_overlaps, ground_truth.labels_at(gt_inds))
 
-    def _chunks(self, priors: Tensor, ground_truth: GroundTruth) -> Iterator[tuple[slice, Tensor]]:
-        """Overlaps (N, G, a) of the objects with some priors at a time, padded ones excluded."""
-        for piece in chunk_slices(priors.shape[1], ground_truth.valid.numel(), priors.device):
-            overlaps = self.iou_calculator(ground_truth.boxes, priors[:, piece])
-            yield piece, overlaps.masked_fill(~ground_truth.valid.unsqueeze(2), EXCLUDED)
-
-    def _last_at_highest(self, priors: Tensor, ground_truth: GroundTruth, allowed: Tensor) -> Tensor:
-        """Number (N, A), from 1, of the last object that overlaps no allowed prior more than this one; 0 for none."""
-        highest = priors.new_full(ground_truth.valid.shape, EXCLUDED)
-        first = torch.zeros_like(highest, dtype=torch.int64)
-        for piece, overlaps in self._chunks(priors, ground_truth):
-            value, index = _exclude(overlaps, allowed[:, piece]).max(dim=2)
-            # Strictly greater: of equal priors the first counts, as in one piece.
-            first = torch.where(value > highest, index + piece.start, first)
-            highest = torch.maximum(highest, value)
-        may_match = ground_truth.valid & (highest > max(self.min_pos_iou, EXCLUDED))
-        number = torch.where(may_match, torch.arange(1, may_match.shape[1] + 1, device=priors.device), 0)
-        if not self.gt_max_assign_all:
-            return torch.zeros_like(allowed, dtype=torch.int64).scatter_reduce(1, first, number, "amax")
-        claims = [
-            ((overlaps == highest.unsqueeze(2)) * number.unsqueeze(2)).amax(dim=1)
-            for _, overlaps in self._chunks(priors, ground_truth)
-        ]
-        return torch.where(allowed, torch.cat(claims, dim=1), 0)
+    def _chunks(self, priors: Tensor, ground_truth: GroundTruth, allowed: Tensor) -> Iterator[Chunk]:
+        """The overlaps of some priors at a time, excluded for padding and for priors that are not allowed (N, A)."""
+        priors = priors if priors.dim() == 3 else priors.unsqueeze(0)
+        by_coordinate, padded = priors.transpose(1, 2).contiguous(), ~ground_truth.valid.unsqueeze(2)
+        for piece in chunk_slices(allowed.shape[1], ground_truth.valid.numel(), priors.device):
+            overlaps = self.iou_calculator(ground_truth.boxes, by_coordinate[..., piece].transpose(1, 2))
+            overlaps = overlaps.masked_fill_(padded, EXCLUDED)
+            highest = overlaps.amax(dim=1)
+            yield piece, highest, overlaps.masked_fill_(~allowed[:, piece].unsqueeze(1), EXCLUDED)
 
 
-def _exclude(overlaps: Tensor, allowed: Tensor) -> Tensor:
-    """The overlaps (N, G, a), excluded where the prior is not allowed (N, a)."""
-    return overlaps.masked_fill(~allowed.unsqueeze(1), EXCLUDED)
+def _reduce(chunks: Iterable[Chunk], allowed: Tensor, num_gts: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What the rules need of the overlaps.
+
+    Returns:
+        Highest overlap of each prior, and if it is allowed, highest overlap and object, (N, A) each; highest overlap
+        of each object with an allowed prior, and the first such prior, (N, G) each.
+    """
+    # Written into: results of their own would lie between the pieces and keep memory from being used again.
+    any_overlap = torch.empty(allowed.shape, device=allowed.device)
+    best, index = torch.empty_like(any_overlap), torch.empty_like(any_overlap, dtype=torch.int64)
+    gt_best = any_overlap.new_full((len(allowed), num_gts), -torch.inf)
+    gt_index = torch.zeros_like(gt_best, dtype=torch.int64)
+    for piece, highest, overlaps in chunks:
+        any_overlap[:, piece] = highest
+        best[:, piece], index[:, piece] = overlaps.max(dim=1)
+        value, place = overlaps.max(dim=2)
+        # Strictly greater: of equal priors the first counts, as in one piece.
+        gt_index = torch.where(value > gt_best, place + piece.start, gt_index)
+        gt_best = torch.maximum(value, gt_best)
+    return any_overlap, best, index, gt_best, gt_index
+
+
+def _last_at_highest(chunks: Iterable[Chunk], highest: Tensor, empty: Tensor) -> Tensor:
+    """Number (N, A), from 1, of the last object whose overlap is its ``highest`` (N, G); 0 for none."""
+    number = torch.arange(1, highest.shape[1] + 1, device=highest.device, dtype=torch.int32).view(1, -1, 1)
+    last = torch.zeros_like(empty)
+    for piece, _, overlaps in chunks:
+        last[:, piece] = ((overlaps == highest.unsqueeze(2)) * number).amax(dim=1)
+    return last

@@ -12,8 +12,8 @@ from torch import Tensor
 from detkit.registry import TASK_UTILS
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.assign_result import AssignResult, BatchAssignResult
-from detkit.task_modules.assigners.bipartite import NoMatchingError, match
-from detkit.task_modules.match_costs.match_cost import Fields, batch_of_one, costs_of_batch
+from detkit.task_modules.assigners.match_problem import MatchProblem
+from detkit.task_modules.match_costs.match_cost import Fields, batch_of_one
 
 __all__ = ["HungarianAssigner"]
 
@@ -97,10 +97,7 @@ class HungarianAssigner:
         shape = next(iter(predictions.values())).shape[:2]
         taking_part = ground_truth.valid.new_ones(shape) if prior_valid is None else prior_valid
         fields = {"bboxes": ground_truth.boxes, "labels": ground_truth.labels, **(objects or {})}
-        costs = [costs_of_batch(cost, predictions, fields, img_metas) for cost in self.match_costs]
-        try:
-            gt_inds = match(torch.stack(costs).sum(dim=0), ground_truth.valid, taking_part)
-        except NoMatchingError as error:
-            terms = {type(cost).__name__: value for cost, value in zip(self.match_costs, costs, strict=True)}
-            raise ValueError(f"HungarianAssigner: {error.explain(terms, predictions, fields, img_metas)}") from None
+        costs = [(type(cost).__name__, cost) for cost in self.match_costs]
+        problem = MatchProblem("HungarianAssigner", costs, predictions, fields, img_metas)
+        gt_inds = problem.solve(ground_truth.valid, taking_part)
         return BatchAssignResult(gt_inds, None, ground_truth.labels_at(gt_inds))

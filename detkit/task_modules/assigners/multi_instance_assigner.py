@@ -118,12 +118,12 @@ class MultiInstanceAssigner:
         priors = priors.to(own.dtype).expand(len(own), *priors.shape[-2:])
         taking_part = present.new_ones(priors.shape[:2]) if prior_valid is None else prior_valid
         proposals, present = torch.cat([priors, own], dim=1), torch.cat([taking_part, present], dim=1)
-        found = [
-            self._assign_some(proposals[:, piece], boxes, valid, labels)
-            for piece in chunk_slices(proposals.shape[1], valid.numel(), boxes.device)
-        ] or [self._assign_some(proposals, boxes, valid, labels)]
-        index, overlaps, labels = (torch.cat(column, dim=1) for column in zip(*found, strict=True))
-        return BatchAssignResult(index, overlaps, torch.where(present.unsqueeze(2), labels, IGNORED))
+        index = torch.zeros(*present.shape, self.num_instance, dtype=torch.int64, device=own.device)
+        overlaps, own_labels = torch.zeros_like(index, dtype=own.dtype), torch.zeros_like(index)
+        for piece in chunk_slices(proposals.shape[1], valid.numel(), own.device):
+            some = self._assign_some(proposals[:, piece], boxes, valid, labels)
+            index[:, piece], overlaps[:, piece], own_labels[:, piece] = some
+        return BatchAssignResult(index, overlaps, torch.where(present.unsqueeze(2), own_labels, IGNORED))
 
     def _columns(self, ground_truth: GroundTruth) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (N, M, 4), which there are (N, M) and labels (N, M), of objects and regions, at least K of them."""

@@ -81,7 +81,7 @@ class PointAssigner:
         return BatchAssignResult(gt_inds, None, ground_truth.labels_at(gt_inds))
 
     def _nearest(self, points: Tensor, ground_truth: GroundTruth, taking_part: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative distances, and indices, of the points (N, G, pos_num) an object takes; -inf where there is none."""
+        """Negative squared distance, -inf where there is none, and index of the points (N, G, pos_num) of an object."""
         boxes = ground_truth.boxes.to(points.dtype)
         centre = (boxes[..., :2] + boxes[..., 2:]) / 2
         size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-6)
@@ -89,13 +89,18 @@ class PointAssigner:
         first = torch.where(taking_part, level, torch.inf).amin(dim=1, keepdim=True)
         last = torch.where(taking_part, level, -torch.inf).amax(dim=1, keepdim=True)
         gt_level = ((size / self.scale).log2().sum(dim=-1) / 2).trunc().clamp(first, last)
-        found = []
+        # No level equals NaN, so that padding takes no points and absent points are not taken.
+        gt_level = torch.where(ground_truth.valid, gt_level, torch.nan).unsqueeze(2)
+        level = torch.where(taking_part, level, torch.nan).unsqueeze(1)
+        x, y = (points[..., axis].contiguous().unsqueeze(1) for axis in (0, 1))
+        centre, size = centre.unsqueeze(2), size.unsqueeze(2)
+        count = min(self.pos_num, points.shape[1])
+        best = points.new_empty(*ground_truth.valid.shape, count)
+        index = torch.empty_like(best, dtype=torch.int64)
         for piece in chunk_slices(boxes.shape[1], taking_part.numel(), points.device, least=1):
-            offset = (points[..., :2].unsqueeze(1) - centre[:, piece].unsqueeze(2)) / size[:, piece].unsqueeze(2)
-            distance = offset.square().sum(dim=-1).sqrt()
-            fits = taking_part.unsqueeze(1) & (level.unsqueeze(1) == gt_level[:, piece].unsqueeze(2))
-            closeness = torch.where(fits & ground_truth.valid[:, piece].unsqueeze(2), -distance, -torch.inf)
+            closeness = ((x - centre[:, piece, :, 0]) / size[:, piece, :, 0]).square_()
+            closeness = closeness.add_(((y - centre[:, piece, :, 1]) / size[:, piece, :, 1]).square_()).neg_()
+            closeness = closeness.masked_fill_(level != gt_level[:, piece], -torch.inf)
             # Objects of whole pixels often lie midway between points, which are equally near then.
-            found.append(first_highest(closeness, min(self.pos_num, points.shape[1])))
-        closeness, index = (torch.cat(column, dim=1) for column in zip(*found, strict=True))
-        return closeness, index
+            best[:, piece], index[:, piece] = first_highest(closeness, count)
+        return best, index

@@ -162,25 +162,31 @@ class RegionAssigner:
         self, anchors: Tensor, ground_truth: GroundTruth, above: Tensor, stride: float, size: Sequence[int]
     ) -> Tensor:
         """``gt_inds`` (N, a) of the anchors (N, a, 4) of a level, by how many levels above it objects are (N, G)."""
+        own, adjacent = ((where & ground_truth.valid) for where in (above == 0, above.abs() == 1))
         boxes = ground_truth.boxes / stride
-        centre = calc_region(boxes, (1 - self.center_ratio) / 2, size)
-        around = calc_region(boxes, (1 - self.ignore_ratio) / 2, size)
-        own, adjacent = ((where & ground_truth.valid).unsqueeze(2) for where in (above == 0, above.abs() == 1))
-        number = torch.arange(1, above.shape[1] + 1, device=above.device).view(1, -1, 1)
-        found = []
+        centre = _only(own, calc_region(boxes, (1 - self.center_ratio) / 2, size))
+        around = _only(own | adjacent, calc_region(boxes, (1 - self.ignore_ratio) / 2, size))
+        # Even claims ignore the anchor, odd ones learn the object: the highest decides, and an adjacent level's first.
+        number = torch.arange(1, above.shape[1] + 1, device=above.device, dtype=torch.int32)
+        ignore = torch.where(adjacent, 2 * len(number) + 2, 2 * number).unsqueeze(2)
+        learn = (2 * number + 1).view(1, -1, 1)
+        gt_inds = above.new_zeros(anchors.shape[:2])
         for piece in chunk_slices(anchors.shape[1], above.numel(), anchors.device):
             points = anchors[:, piece] / stride
             points = (points[..., :2] + points[..., 2:]) * 0.5
-            in_centre, in_around = _contains(centre, points), _contains(around, points)
-            # Even for an object that ignores the anchor, odd for one that the anchor learns: the last decides.
-            claim = torch.where(own & (in_centre | in_around), 2 * number + in_centre, 0).amax(dim=1)
-            learnt = torch.where(claim % 2 == 1, claim // 2, torch.where(claim > 0, IGNORED, 0))
-            found.append(torch.where((adjacent & in_around).any(dim=1), IGNORED, learnt))
-        return torch.cat(found, dim=1) if found else above.new_zeros(anchors.shape[:2])
+            claim = torch.maximum(_contains(around, points) * ignore, _contains(centre, points) * learn).amax(dim=1)
+            gt_inds[:, piece] = torch.where(claim % 2 == 1, claim // 2, torch.where(claim > 0, IGNORED, 0))
+        return gt_inds
+
+
+def _only(objects: Tensor, region: Sequence[Tensor]) -> list[Tensor]:
+    """The four sides (N, G, 1) of regions, float; those of other ``objects`` (N, G) contain nothing."""
+    x1, y1, x2, y2 = (side.float().unsqueeze(2) for side in region)
+    return [torch.where(objects.unsqueeze(2), x1, torch.inf), y1, x2, y2]
 
 
 def _contains(region: Sequence[Tensor], points: Tensor) -> Tensor:
-    """Whether regions, of four (N, G) sides, contain points (N, a, 2), borders included; (N, G, a)."""
-    x1, y1, x2, y2 = (side.unsqueeze(2) for side in region)
-    x, y = points.unsqueeze(1).unbind(-1)
-    return (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)
+    """Whether regions, of four (N, G, 1) sides, contain points (N, a, 2), borders included; (N, G, a)."""
+    x1, y1, x2, y2 = region
+    x, y = (points[..., axis].contiguous().unsqueeze(1) for axis in (0, 1))
+    return (x >= x1).logical_and_(x <= x2).logical_and_(y >= y1).logical_and_(y <= y2)

@@ -13,8 +13,7 @@ from detkit.registry import TASK_UTILS
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import AssignResult, BatchAssignResult
-from detkit.task_modules.assigners.bipartite import NoMatchingError, match
-from detkit.task_modules.match_costs.match_cost import costs_of_batch
+from detkit.task_modules.assigners.match_problem import MatchProblem
 
 __all__ = ["TopkHungarianAssigner"]
 
@@ -131,17 +130,9 @@ class TopkHungarianAssigner:
         taking_part = ground_truth.valid.new_ones(scores.shape[:2]) if prior_valid is None else prior_valid
         predictions = {"scores": scores, "bboxes": bboxes}
         objects = {"bboxes": ground_truth.boxes, "labels": ground_truth.labels}
-        costs = [
-            costs_of_batch(cost, predictions, objects, img_metas)
-            for cost in (self.cls_cost, self.reg_cost, self.iou_cost)
-        ]
-        try:
-            gt_inds = match(costs[0] + costs[1] + costs[2], ground_truth.valid, taking_part, self.topk)
-        except NoMatchingError as error:
-            terms = dict(zip(("cls_cost", "reg_cost", "iou_cost"), costs, strict=True))
-            raise ValueError(
-                f"TopkHungarianAssigner: {error.explain(terms, predictions, objects, img_metas)}"
-            ) from None
+        costs = [("cls_cost", self.cls_cost), ("reg_cost", self.reg_cost), ("iou_cost", self.iou_cost)]
+        problem = MatchProblem("TopkHungarianAssigner", costs, predictions, objects, img_metas)
+        gt_inds = problem.solve(ground_truth.valid, taking_part, self.topk)
         labels = ground_truth.labels_at(gt_inds)
         scores, bboxes = full_precision(scores, bboxes)
         positive = gt_inds > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -112,8 +112,9 @@ class UniformAssigner:
         num_gts = ground_truth.valid.shape[1]
         priors = priors.to(predicted.dtype).expand(batch_size, num_priors, 4)
         taking_part = priors.new_ones(batch_size, num_priors, dtype=torch.bool) if prior_valid is None else prior_valid
-        ignored = self._overlapping(predicted.detach(), ground_truth)
-        gt_inds = torch.where(taking_part & ~ignored, BACKGROUND, IGNORED)
+        gt_inds = torch.where(taking_part, BACKGROUND, IGNORED)
+        if num_gts > 0 and num_priors > 0:
+            gt_inds = gt_inds.masked_fill(self._overlapping(predicted.detach(), ground_truth), IGNORED)
 
         times = min(self.match_times, num_priors)
         candidates = torch.stack(  # (N, times, 2, G)
@@ -136,32 +137,36 @@ class UniformAssigner:
 
     def _overlapping(self, predicted: Tensor, ground_truth: GroundTruth) -> Tensor:
         """Which predicted boxes (N, A) overlap an object too much to be background."""
-        padded, found = ~ground_truth.valid.unsqueeze(1), []
-        for piece in chunk_slices(predicted.shape[1], ground_truth.valid.numel(), predicted.device):
-            overlaps = self.iou_calculator(predicted[:, piece], ground_truth.boxes).masked_fill(padded, EXCLUDED)
-            found.append((overlaps > self.neg_ignore_thr).any(dim=2))
-        return torch.cat(found, dim=1) if found else predicted.new_zeros(predicted.shape[:2], dtype=torch.bool)
+        highest = torch.empty_like(predicted[..., 0])
+        for piece, overlaps in self._chunks(predicted, ground_truth):
+            highest[:, piece] = overlaps.amax(dim=1)
+        return highest > self.neg_ignore_thr
 
     def _highest(self, priors: Tensor, ground_truth: GroundTruth, taking_part: Tensor) -> Tensor:
         """Highest overlap of each object with a prior, (N, G)."""
         highest = torch.zeros_like(ground_truth.boxes[..., 0])
-        for piece in chunk_slices(priors.shape[1], ground_truth.valid.numel(), priors.device):
-            overlaps = self.iou_calculator(priors[:, piece], ground_truth.boxes)
-            overlaps = overlaps.masked_fill(~taking_part[:, piece].unsqueeze(2), EXCLUDED)
-            highest = torch.maximum(highest, overlaps.amax(dim=1))
+        for piece, overlaps in self._chunks(priors, ground_truth):
+            overlaps = overlaps.masked_fill(~taking_part[:, piece].unsqueeze(1), EXCLUDED)
+            highest = torch.maximum(highest, overlaps.amax(dim=2))
         return highest
+
+    def _chunks(self, boxes: Tensor, ground_truth: GroundTruth) -> Iterator[tuple[slice, Tensor]]:
+        """Some boxes at a time, of (N, A, 4): which, and the overlaps (N, G, a) of the objects with them."""
+        by_coordinate, padded = boxes.transpose(1, 2).contiguous(), ~ground_truth.valid.unsqueeze(2)
+        for piece in chunk_slices(boxes.shape[1], ground_truth.valid.numel(), boxes.device):
+            overlaps = self.iou_calculator(ground_truth.boxes, by_coordinate[..., piece].transpose(1, 2))
+            yield piece, overlaps.masked_fill_(padded, EXCLUDED)
 
 
 def _nearest(boxes: Tensor, ground_truth: GroundTruth, taking_part: Tensor, times: int) -> Tensor:
     """Indices (N, times, G) of the boxes nearest to each object, nearest first."""
     by_centre, gt_by_centre = bbox_xyxy_to_cxcywh(boxes), bbox_xyxy_to_cxcywh(ground_truth.boxes.to(boxes.dtype))
-    absent, found = ~taking_part.unsqueeze(1), []
+    absent = ~taking_part.unsqueeze(1)
+    index = torch.zeros(*ground_truth.valid.shape, times, dtype=torch.int64, device=boxes.device)
     for piece in chunk_slices(gt_by_centre.shape[1], taking_part.numel(), boxes.device, least=1):
-        distance = torch.cdist(gt_by_centre[:, piece], by_centre, p=1).masked_fill(absent, torch.inf)
-        found.append(distance.topk(times, dim=2, largest=False).indices)
-    if not found:
-        return boxes.new_zeros(len(boxes), times, 0, dtype=torch.int64)
-    return torch.cat(found, dim=1).transpose(1, 2)
+        distance = torch.cdist(gt_by_centre[:, piece], by_centre, p=1).masked_fill_(absent, torch.inf)
+        index[:, piece] = distance.topk(times, dim=2, largest=False).indices
+    return index.transpose(1, 2)
 
 
 def _last_claim(gt_inds: Tensor, candidates: Tensor, claims: Tensor, counts: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def test_laws(seed, size, dominate, monkeypatch):
 def test_nothing_one_and_more_objects_than_priors(counts):
     result = scene(3, counts).assign(assigner())
     assert result.gt_inds.shape == result.labels.shape == (len(counts), 256)
-    assert result.extra["in_shadow"].shape == result.extra["outranked"].shape == (len(counts), 256, counts[0])
+    assert result.extra["shadowed"].shape == (len(counts), 256, counts[0])
     assert (result.gt_inds > 0).any() == (counts[0] > 0)
 
 

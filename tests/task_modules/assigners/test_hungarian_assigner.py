@@ -193,5 +193,5 @@ def test_inputs_that_are_missing():
         HungarianAssigner(DETR).assign_batch(None, truth, bboxes=torch.zeros(1, 3, 4))
     with pytest.raises(ValueError, match="BBoxL1Cost: image 0 needs img_meta with 'img_shape', got None"):
         HungarianAssigner(DETR[1]).assign_batch(None, truth, bboxes=torch.zeros(1, 3, 4))
-    with pytest.raises(ValueError, match="BBoxL1Cost: 2 img_metas for 1 images"):
+    with pytest.raises(ValueError, match="HungarianAssigner: 2 img_metas for 1 images"):
         HungarianAssigner(DETR[1]).assign_batch(None, truth, img_metas=[{}, {}], bboxes=torch.zeros(1, 3, 4))
