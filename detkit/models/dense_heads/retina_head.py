@@ -71,6 +71,8 @@ class RetinaHead(BaseModule):
         self.reg_decoded_bbox = reg_decoded_bbox
         self.prior_generator = TASK_UTILS.build(anchor_generator or _default_anchors())
         self.bbox_coder = TASK_UTILS.build(bbox_coder or {"type": "DeltaXYWHBBoxCoder"})
+        # A coder of one's own need not say that it makes four numbers of a box.
+        self.encode_size = getattr(self.bbox_coder, "encode_size", 4)
         self.loss_cls = MODELS.build(loss_cls or {"type": "FocalLoss"})
         self.loss_bbox = MODELS.build(loss_bbox or {"type": "L1Loss"})
         self.use_sigmoid_cls = getattr(self.loss_cls, "use_sigmoid", False)
@@ -104,7 +106,7 @@ class RetinaHead(BaseModule):
         num_anchors = self.prior_generator.num_base_priors[0]
         features = feat_channels if stacked_convs > 0 else in_channels
         self.retina_cls = nn.Conv2d(features, num_anchors * self.cls_out_channels, 3, padding=1)
-        self.retina_reg = nn.Conv2d(features, num_anchors * self.bbox_coder.encode_size, 3, padding=1)
+        self.retina_reg = nn.Conv2d(features, num_anchors * self.encode_size, 3, padding=1)
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Logits (N, A * C, H_l, W_l) and encoded boxes (N, A * 4, H_l, W_l) of levels (N, in_channels, H_l, W_l)."""
@@ -139,7 +141,7 @@ class RetinaHead(BaseModule):
             {name: offered[name] for name in self.assigner_inputs},
         )
         logits = flatten_levels(cls_scores, self.cls_out_channels)  # (N, A, C)
-        boxes = flatten_levels(bbox_preds, self.bbox_coder.encode_size)  # (N, A, 4)
+        boxes = flatten_levels(bbox_preds, self.encode_size)  # (N, A, 4)
         if self.reg_decoded_bbox:
             boxes = self.bbox_coder.decode(anchors.expand_as(boxes), boxes)
         return {
@@ -172,7 +174,7 @@ class RetinaHead(BaseModule):
         shapes = [tuple(meta["img_shape"][:2]) for meta in metas]
         candidates = select_candidates(
             [self._activate(flatten_level(level, self.cls_out_channels)) for level in cls_scores],
-            [flatten_level(level, self.bbox_coder.encode_size) for level in bbox_preds],
+            [flatten_level(level, self.encode_size) for level in bbox_preds],
             self.prior_generator.grid_priors(featmap_sizes(cls_scores), device=cls_scores[0].device),
             lambda priors, boxes: self.bbox_coder.decode(priors, boxes, max_shape=shapes),
             self.test_cfg,
