@@ -6,6 +6,7 @@ from assigner_laws import (
     Scene,
     assert_absent_priors_change_nothing,
     assert_batch_is_its_images,
+    assert_chunks_change_nothing,
     assert_order_of_objects_is_free,
     assert_reference,
     assert_same_result,
@@ -71,6 +72,10 @@ def test_laws(seed, costs):
     result = images.assign(use)
     for index, count in enumerate((4, 0, 2)):  # each object gets one prediction of its own
         assert sorted(result.gt_inds[index].tolist()) == [0] * (20 - count) + list(range(1, count + 1))
+
+
+def test_costs_of_a_few_images_at_a_time_are_the_same(monkeypatch):
+    assert_chunks_change_nothing(HungarianAssigner(DETR), scene(0), 1, monkeypatch)
 
 
 @pytest.mark.parametrize("counts", [(0,), (1,), (33,), (0, 0)])

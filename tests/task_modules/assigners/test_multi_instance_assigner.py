@@ -61,6 +61,14 @@ def test_by_hand():
     assert result.labels[4:].tolist() == [[1, 1], [1, 1], [-1, 0]]
 
 
+def test_a_region_takes_no_place_of_an_object_at_the_threshold():
+    gt = InstanceData(bboxes=torch.tensor([[0.0, 0, 10, 10]]), labels=torch.tensor([0]))
+    priors = torch.tensor([[0.0, 0, 10, 5], [0, 0, 10, 4]])
+    result = assigner(num_instance=1).assign(InstanceData(priors=priors), gt, InstanceData(bboxes=gt.bboxes))
+    assert result.gt_inds[:2].tolist() == [[0], [1]]
+    assert result.labels[:2].tolist() == [[1], [-1]]
+
+
 def test_between_the_thresholds():
     gt = InstanceData(bboxes=torch.tensor([[0.0, 0, 10, 10]]), labels=torch.tensor([4]))
     priors = torch.tensor([[0.0, 0, 10, 7], [0, 0, 10, 5], [0, 0, 10, 2]])

@@ -9,7 +9,6 @@ from assigner_laws import (
     assert_order_of_objects_is_free,
     assert_reference,
     boxes,
-    instances,
 )
 from host_reads import HostReads
 from hypothesis import given, settings
@@ -68,6 +67,7 @@ def test_laws(seed, topk):
     for index, count in enumerate((4, 0, 2)):
         numbers = [(result.gt_inds[index] == number + 1).sum().item() for number in range(count)]
         assert numbers == [min(topk, 30 // max(count, 1))] * count
+    assert not result.max_overlaps[result.gt_inds <= 0].any()
     assert torch.equal(result.metrics > 0, (result.gt_inds > 0) & (result.max_overlaps > 0))
 
 
@@ -102,4 +102,3 @@ def test_predictions_that_are_not_finite_name_the_image():
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="topk must be at least 1, got 0"):
         TopkHungarianAssigner(0)
-    assert instances(0, 0).labels.shape == (0,)

@@ -104,6 +104,12 @@ def test_boxes_by_hand(cost, expected):
     torch.testing.assert_close(cost(*inputs), torch.tensor([[expected]]))
 
 
+def test_an_image_shape_may_have_channels():
+    pred, gt, _ = pair({"bboxes": [[0.0, 0, 10, 20]]}, {"bboxes": [[5.0, 0, 10, 10]]})
+    expected = torch.tensor([[5 / 100 + 10 / 50]])
+    torch.testing.assert_close(BBoxL1Cost()(pred, gt, {"img_shape": (50, 100, 3)}), expected)
+
+
 def test_classes_by_hand():
     inputs = pair({"scores": [[0.0, math.log(3)]]}, {"labels": [1, 0]})
     torch.testing.assert_close(ClassificationCost()(*inputs), torch.tensor([[-0.75, -0.25]]))
