@@ -171,6 +171,9 @@ def test_a_batch_is_its_images_one_by_one(cost, seed):
         torch.testing.assert_close(row[:, : len(gt)], cost(pred, gt, meta))
     generic = costs_of_batch(lambda *inputs: cost(*inputs), *batch_of(images))
     torch.testing.assert_close(generic[0], batch[0])
+    if not isinstance(cost, BBoxL1Cost):  # the one that reads facts of the image
+        predictions, objects, _ = batch_of(images)
+        assert torch.equal(costs_of_batch(lambda *inputs: cost(*inputs), predictions, objects), generic)
 
 
 @every_cost
