@@ -135,6 +135,7 @@ class BucketingBBoxCoder:
         offset_upperbound: The second and later of them must be nearer than this, in bucket widths.
         cls_ignore_neighbor: Give buckets nearer than their width, except the nearest, no label weight.
         clip_border: Clip decoded boxes to the image.
+        use_box_type: Accepted for MMDetection's configs; boxes are plain tensors either way.
     """
 
     encode_size = 4
@@ -147,6 +148,7 @@ class BucketingBBoxCoder:
         offset_upperbound: float = 1.0,
         cls_ignore_neighbor: bool = True,
         clip_border: bool = True,
+        use_box_type: bool = False,
     ) -> None:
         if num_buckets < 3:
             raise ValueError(f"BucketingBBoxCoder: num_buckets must be at least 3, got {num_buckets}")
@@ -161,6 +163,7 @@ class BucketingBBoxCoder:
         self.offset_upperbound = offset_upperbound
         self.cls_ignore_neighbor = cls_ignore_neighbor
         self.clip_border = clip_border
+        self.use_box_type = use_box_type
 
     def encode(self, bboxes: Tensor | Any, gt_bboxes: Tensor | Any) -> BucketTargets:
         """Targets of priors ``bboxes`` (..., 4) for ``gt_bboxes`` (..., 4)."""

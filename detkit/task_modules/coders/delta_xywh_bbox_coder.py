@@ -145,6 +145,7 @@ class DeltaXYWHBBoxCoder:
         clip_border: Clip decoded boxes to the image.
         add_ctr_clamp: Limit the move of the centre (YOLOF).
         ctr_clamp: That limit, in pixels.
+        use_box_type: Accepted for MMDetection's configs; boxes are plain tensors either way.
     """
 
     encode_size = 4
@@ -156,6 +157,7 @@ class DeltaXYWHBBoxCoder:
         clip_border: bool = True,
         add_ctr_clamp: bool = False,
         ctr_clamp: float = 32,
+        use_box_type: bool = False,
     ) -> None:
         check_statistics(type(self).__name__, target_means=target_means, target_stds=target_stds)
         self.means = tuple(target_means)
@@ -163,6 +165,7 @@ class DeltaXYWHBBoxCoder:
         self.clip_border = clip_border
         self.add_ctr_clamp = add_ctr_clamp
         self.ctr_clamp = ctr_clamp
+        self.use_box_type = use_box_type
 
     def encode(self, bboxes: Tensor | Any, gt_bboxes: Tensor | Any) -> Tensor:
         """Offsets (..., 4) from priors ``bboxes`` (..., 4) to ``gt_bboxes`` (..., 4)."""

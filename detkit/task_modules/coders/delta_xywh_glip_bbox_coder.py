@@ -28,6 +28,7 @@ class DeltaXYWHBBoxCoderForGLIP(DeltaXYWHBBoxCoder):
         clip_border: As of :class:`DeltaXYWHBBoxCoder`.
         add_ctr_clamp: As of :class:`DeltaXYWHBBoxCoder`.
         ctr_clamp: As of :class:`DeltaXYWHBBoxCoder`.
+        use_box_type: As of :class:`DeltaXYWHBBoxCoder`.
     """
 
     def decode(

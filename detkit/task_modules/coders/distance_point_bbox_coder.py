@@ -19,12 +19,14 @@ class DistancePointBBoxCoder:
 
     Args:
         clip_border: Clip decoded boxes to the image.
+        use_box_type: Accepted for MMDetection's configs; boxes are plain tensors either way.
     """
 
     encode_size = 4
 
-    def __init__(self, clip_border: bool = True) -> None:
+    def __init__(self, clip_border: bool = True, use_box_type: bool = False) -> None:
         self.clip_border = clip_border
+        self.use_box_type = use_box_type
 
     def encode(self, points: Tensor, gt_bboxes: Tensor | Any, max_dis: float | None = None, eps: float = 0.1) -> Tensor:
         """Distances (..., 4) from ``points`` (..., 2) to the sides of ``gt_bboxes`` (..., 4).

@@ -73,6 +73,7 @@ class LegacyDeltaXYWHBBoxCoder:
     Args:
         target_means: Subtracted from the offsets.
         target_stds: What the offsets are divided by.
+        use_box_type: Accepted for MMDetection's configs; boxes are plain tensors either way.
     """
 
     encode_size = 4
@@ -81,10 +82,12 @@ class LegacyDeltaXYWHBBoxCoder:
         self,
         target_means: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
         target_stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        use_box_type: bool = False,
     ) -> None:
         check_statistics(type(self).__name__, target_means=target_means, target_stds=target_stds)
         self.means = tuple(target_means)
         self.stds = tuple(target_stds)
+        self.use_box_type = use_box_type
 
     def encode(self, bboxes: Tensor | Any, gt_bboxes: Tensor | Any) -> Tensor:
         """Offsets (..., 4) from priors ``bboxes`` (..., 4) to ``gt_bboxes`` (..., 4)."""

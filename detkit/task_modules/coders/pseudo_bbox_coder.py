@@ -14,9 +14,16 @@ __all__ = ["PseudoBBoxCoder"]
 
 @TASK_UTILS.register_module()
 class PseudoBBoxCoder:
-    """Boxes are their own code."""
+    """Boxes are their own code.
+
+    Args:
+        use_box_type: Accepted for MMDetection's configs; boxes are plain tensors either way.
+    """
 
     encode_size = 4
+
+    def __init__(self, use_box_type: bool = False) -> None:
+        self.use_box_type = use_box_type
 
     def encode(self, bboxes: Tensor | Any, gt_bboxes: Tensor | Any) -> Tensor:
         """``gt_bboxes`` (..., 4), whatever the priors."""

@@ -83,15 +83,17 @@ class TBLRBBoxCoder:
     Args:
         normalizer: What distances are divided by, or one such number for top, bottom, left and right.
         clip_border: Clip decoded boxes to the image.
+        use_box_type: Accepted for MMDetection's configs; boxes are plain tensors either way.
     """
 
     encode_size = 4
 
-    def __init__(self, normalizer: Normalizer = 4.0, clip_border: bool = True) -> None:
+    def __init__(self, normalizer: Normalizer = 4.0, clip_border: bool = True, use_box_type: bool = False) -> None:
         if len(_four(normalizer)) != 4:
             raise ValueError(f"TBLRBBoxCoder: normalizer must be a number or 4 numbers, got {normalizer!r}")
         self.normalizer = normalizer
         self.clip_border = clip_border
+        self.use_box_type = use_box_type
 
     def encode(self, bboxes: Tensor | Any, gt_bboxes: Tensor | Any) -> Tensor:
         """Distances (..., 4) from priors ``bboxes`` (..., 4) to ``gt_bboxes`` (..., 4)."""

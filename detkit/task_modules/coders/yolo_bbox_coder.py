@@ -22,12 +22,14 @@ class YOLOBBoxCoder:
 
     Args:
         eps: Centres are kept this far from the border of the cell, and sizes from 0.
+        use_box_type: Accepted for MMDetection's configs; boxes are plain tensors either way.
     """
 
     encode_size = 4
 
-    def __init__(self, eps: float = 1e-6) -> None:
+    def __init__(self, eps: float = 1e-6, use_box_type: bool = False) -> None:
         self.eps = eps
+        self.use_box_type = use_box_type
 
     def encode(self, bboxes: Tensor | Any, gt_bboxes: Tensor | Any, stride: Tensor | float) -> Tensor:
         """Targets (..., 4): centre x and y in the cell, log width, log height.

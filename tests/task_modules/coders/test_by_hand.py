@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from detkit.registry import TASK_UTILS
 from detkit.task_modules.coders import (
     BucketingBBoxCoder,
     DeltaXYWHBBoxCoder,
@@ -105,3 +106,13 @@ def test_wrong_settings_are_refused():
         BucketingBBoxCoder(num_buckets=7, scale_factor=1.0, offset_topk=5)
     with pytest.raises(ValueError, match=r"\(logits, offsets\) were expected, got 3 parts"):
         BucketingBBoxCoder(num_buckets=4, scale_factor=1.0).decode(torch.zeros(1, 4), (torch.zeros(1, 8),) * 3)
+
+
+def test_box_types_are_asked_for_in_vain():
+    prior = torch.tensor([[0.0, 0, 10, 10]])
+    for name in ("DeltaXYWHBBoxCoder", "DeltaXYWHBBoxCoderForGLIP", "LegacyDeltaXYWHBBoxCoder", "TBLRBBoxCoder"):
+        coder = TASK_UTILS.build({"type": name, "use_box_type": True})
+        assert isinstance(coder.decode(prior, torch.zeros(1, 4)), torch.Tensor)
+    for name in ("YOLOBBoxCoder", "DistancePointBBoxCoder", "PseudoBBoxCoder"):
+        assert TASK_UTILS.build({"type": name, "use_box_type": True}).use_box_type
+    assert BucketingBBoxCoder(num_buckets=14, scale_factor=3.0, use_box_type=True).use_box_type
