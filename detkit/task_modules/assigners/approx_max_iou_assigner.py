@@ -10,6 +10,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.registry import TASK_UTILS
+from detkit.structures.boxes import get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.assign_result import AssignResult, BatchAssignResult
 from detkit.task_modules.assigners.chunks import chunk_slices
@@ -74,7 +75,8 @@ class ApproxMaxIoUAssigner:
             kwargs: What other assigners use of an image; unused.
         """
         ground_truth = GroundTruth.from_instances([gt_instances], [gt_instances_ignore])
-        batch = self.assign_batch(pred_instances.priors, ground_truth, approxs=pred_instances.approxs)
+        priors, approxs = get_box_tensor(pred_instances.priors), get_box_tensor(pred_instances.approxs)
+        batch = self.assign_batch(priors, ground_truth, approxs=approxs)
         return batch.image(0, len(gt_instances))
 
     def assign_batch(

@@ -10,8 +10,9 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.registry import TASK_UTILS
-from detkit.structures.boxes import bbox_xyxy_to_cxcywh
+from detkit.structures.boxes import bbox_xyxy_to_cxcywh, get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
+from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import IGNORED, AssignResult, BatchAssignResult
 from detkit.task_modules.assigners.candidates import at_candidates, chosen_by_best, inside_boxes
 from detkit.task_modules.assigners.chunks import chunk_slices
@@ -76,12 +77,12 @@ class ATSSAssigner:
             gt_instances_ignore: With ``bboxes`` (I, 4).
         """
         predictions = {
-            name: pred_instances[name].unsqueeze(0)
+            name: get_box_tensor(pred_instances[name]).unsqueeze(0)
             for name in ("bboxes", "scores")
             if self.alpha is not None and name in pred_instances
         }
         batch = self.assign_batch(
-            pred_instances.priors[:, :4],
+            get_box_tensor(pred_instances.priors)[:, :4],
             GroundTruth.from_instances([gt_instances], [gt_instances_ignore]),
             num_level_priors=num_level_priors,
             **predictions,
@@ -111,6 +112,7 @@ class ATSSAssigner:
         Raises:
             ValueError: Levels that do not add up to A, or ``alpha`` without predictions.
         """
+        (priors,) = full_precision(priors)
         num_images, num_gts = ground_truth.valid.shape
         num_priors = priors.shape[-2]
         if sum(num_level_priors) != num_priors:
@@ -183,7 +185,8 @@ class ATSSAssigner:
         assert scores is not None
         iou = self.iou_calculator(at_candidates(bboxes.detach(), index), boxes).squeeze(-1)
         label = ground_truth.labels.view(*index.shape[:2], 1, 1).expand(*index.shape, 1)
-        score = at_candidates(scores.detach(), index).gather(3, label).squeeze(3).sigmoid()
+        (scores,) = full_precision(scores.detach())
+        score = at_candidates(scores, index).gather(3, label).squeeze(3).sigmoid()
         return score.pow(1 - self.alpha) * iou.pow(self.alpha)
 
 

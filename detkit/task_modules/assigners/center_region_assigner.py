@@ -10,8 +10,9 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.registry import TASK_UTILS
-from detkit.structures.boxes import bbox_xyxy_to_cxcywh
+from detkit.structures.boxes import bbox_xyxy_to_cxcywh, get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
+from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED, AssignResult, BatchAssignResult
 from detkit.task_modules.assigners.candidates import inside_boxes
 from detkit.task_modules.assigners.chunks import chunk_slices
@@ -82,7 +83,7 @@ class CenterRegionAssigner:
             rule 3, those in a shadow before those in a core.
         """
         ground_truth = GroundTruth.from_instances([gt_instances], [gt_instances_ignore])
-        batch = self.assign_batch(pred_instances.priors, ground_truth)
+        batch = self.assign_batch(get_box_tensor(pred_instances.priors), ground_truth)
         result = batch.image(0, len(gt_instances))
         assert batch.extra is not None
         shadowed = batch.extra["shadowed"][0]
@@ -106,7 +107,7 @@ class CenterRegionAssigner:
             or ``OUTRANKED`` where an object shadows a prior, 0 elsewhere.
         """
         batch_size, num_gts = ground_truth.valid.shape
-        priors = priors.expand(batch_size, *priors.shape[-2:])
+        (priors,) = full_precision(priors.expand(batch_size, *priors.shape[-2:]))
         rank = _rank_by_area(ground_truth.boxes)
         gt_inds = torch.zeros(priors.shape[:2], dtype=torch.int64, device=priors.device)
         shadowed = torch.zeros(*priors.shape[:2], num_gts, dtype=torch.int8, device=priors.device)

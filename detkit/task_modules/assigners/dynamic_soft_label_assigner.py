@@ -12,6 +12,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.registry import TASK_UTILS
+from detkit.structures.boxes import get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import BACKGROUND, AssignResult, BatchAssignResult
@@ -93,7 +94,7 @@ class DynamicSoftLabelAssigner:
         batch = self.assign_batch(
             pred_instances.priors,
             GroundTruth.from_instances([gt_instances]),
-            bboxes=pred_instances.bboxes.unsqueeze(0),
+            bboxes=get_box_tensor(pred_instances.bboxes).unsqueeze(0),
             scores=pred_instances.scores.unsqueeze(0),
             gt_centers=centers,
         )
@@ -119,7 +120,7 @@ class DynamicSoftLabelAssigner:
             scores: Logits (N, A, C).
             gt_centers: Centres (N, G, 2) of the objects as (x, y); None is those of their boxes.
         """
-        bboxes, scores = full_precision(bboxes.detach(), scores.detach())
+        priors, bboxes, scores = full_precision(priors, bboxes.detach(), scores.detach())
         shape = bboxes.shape[:2]
         nothing = BatchAssignResult.without_objects(ground_truth, shape[1], prior_valid)
         boxes, num_gts = ground_truth.boxes, ground_truth.valid.shape[1]

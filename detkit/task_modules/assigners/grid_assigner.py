@@ -10,6 +10,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.registry import TASK_UTILS
+from detkit.structures.boxes import get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED, AssignResult, BatchAssignResult
 from detkit.task_modules.assigners.chunks import chunk_slices
@@ -77,7 +78,7 @@ class GridAssigner:
         """
         ground_truth = GroundTruth.from_instances([gt_instances])
         flags = pred_instances.responsible_flags.unsqueeze(0)
-        batch = self.assign_batch(pred_instances.priors, ground_truth, responsible_flags=flags)
+        batch = self.assign_batch(get_box_tensor(pred_instances.priors), ground_truth, responsible_flags=flags)
         return batch.image(0, len(gt_instances))
 
     def assign_batch(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detkit.registry import TASK_UTILS
 from detkit.signature import check_arguments
+from detkit.structures.boxes import get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.assign_result import AssignResult, BatchAssignResult
 from detkit.task_modules.assigners.chunks import chunk_slices
@@ -88,7 +89,7 @@ class MaxIoUAssigner:
             kwargs: What other assigners use of an image; unused.
         """
         ground_truth = GroundTruth.from_instances([gt_instances], [gt_instances_ignore])
-        return self.assign_batch(pred_instances.priors, ground_truth).image(0, len(gt_instances))
+        return self.assign_batch(get_box_tensor(pred_instances.priors), ground_truth).image(0, len(gt_instances))
 
     def assign_batch(
         self, priors: Tensor, ground_truth: GroundTruth, prior_valid: Tensor | None = None

@@ -11,6 +11,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.registry import TASK_UTILS
+from detkit.structures.boxes import get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED, AssignResult, BatchAssignResult
 from detkit.task_modules.assigners.chunks import chunk_slices
@@ -90,7 +91,7 @@ class MultiInstanceAssigner:
         """
         ground_truth = GroundTruth.from_instances([gt_instances], [gt_instances_ignore])
         num_boxes = ground_truth.valid.shape[1] + ground_truth.ignored_valid.shape[1]
-        batch = self.assign_batch(pred_instances.priors, ground_truth)
+        batch = self.assign_batch(get_box_tensor(pred_instances.priors), ground_truth)
         result = batch.image(0, num_boxes)
         if num_boxes == 0:
             assert result.max_overlaps is not None

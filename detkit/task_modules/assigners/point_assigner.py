@@ -10,6 +10,7 @@ from torch import Tensor
 
 from detkit.registry import TASK_UTILS
 from detkit.structures.ground_truth import GroundTruth
+from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED, AssignResult, BatchAssignResult
 from detkit.task_modules.assigners.candidates import chosen_by_best
 from detkit.task_modules.assigners.chunks import chunk_slices
@@ -71,7 +72,7 @@ class PointAssigner:
             prior_valid: (N, A) bool, which points take part; None is all. The others are ignored.
         """
         batch_size, num_gts = ground_truth.valid.shape
-        points = priors[..., :3].expand(batch_size, priors.shape[-2], 3)
+        (points,) = full_precision(priors[..., :3].expand(batch_size, priors.shape[-2], 3))
         taking_part = torch.ones_like(points[..., 0], dtype=torch.bool) if prior_valid is None else prior_valid
         gt_inds = torch.where(taking_part, BACKGROUND, IGNORED)
         if num_gts > 0 and points.shape[1] > 0:

@@ -14,6 +14,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.registry import TASK_UTILS
+from detkit.structures.boxes import get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.assign_result import IGNORED, AssignResult, BatchAssignResult
 from detkit.task_modules.assigners.chunks import chunk_slices
@@ -80,9 +81,10 @@ class RegionAssigner:
             raise NotImplementedError(
                 f"RegionAssigner: ignored regions have no meaning here, got {len(gt_instances_ignore)}; expected None"
             )
+        priors = get_box_tensor(pred_instances.priors)
         flags = pred_instances.valid_flags.unsqueeze(0) if len(gt_instances) > 0 else None
         batch = self.assign_batch(
-            pred_instances.priors,
+            priors,
             GroundTruth.from_instances([gt_instances]),
             flags,
             img_metas=[img_meta],
@@ -94,7 +96,7 @@ class RegionAssigner:
         )
         result = batch.image(0, len(gt_instances))
         if result.num_gts == 0 or result.num_preds == 0:
-            result.max_overlaps = pred_instances.priors.new_zeros(result.num_preds)
+            result.max_overlaps = priors.new_zeros(result.num_preds)
         return result
 
     def assign_batch(

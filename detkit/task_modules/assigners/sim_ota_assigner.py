@@ -10,6 +10,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.registry import TASK_UTILS
+from detkit.structures.boxes import get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import BACKGROUND, AssignResult, BatchAssignResult
@@ -79,7 +80,7 @@ class SimOTAAssigner:
         batch = self.assign_batch(
             pred_instances.priors,
             GroundTruth.from_instances([gt_instances]),
-            bboxes=pred_instances.bboxes.unsqueeze(0),
+            bboxes=get_box_tensor(pred_instances.bboxes).unsqueeze(0),
             scores=pred_instances.scores.unsqueeze(0),
         )
         return batch.image(0, len(gt_instances))
@@ -105,7 +106,7 @@ class SimOTAAssigner:
         Raises:
             RuntimeError: Scores outside [0, 1], where they are on the CPU; on a GPU the check would wait for it.
         """
-        bboxes, scores = full_precision(bboxes.detach(), scores.detach())
+        priors, bboxes, scores = full_precision(priors, bboxes.detach(), scores.detach())
         if scores.device.type == "cpu":
             in_range = ((scores >= 0) & (scores <= 1)).all()
             torch._assert_async(in_range, "SimOTAAssigner: scores must be probabilities in [0, 1], not logits or NaN")

@@ -10,7 +10,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.registry import TASK_UTILS
-from detkit.structures.boxes import bbox_xyxy_to_cxcywh
+from detkit.structures.boxes import bbox_xyxy_to_cxcywh, get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import BACKGROUND, AssignResult, BatchAssignResult
@@ -63,9 +63,9 @@ class TaskAlignedAssigner:
             beta: Exponent of the IoU.
         """
         batch = self.assign_batch(
-            pred_instances.priors,
+            get_box_tensor(pred_instances.priors),
             GroundTruth.from_instances([gt_instances]),
-            bboxes=pred_instances.bboxes.unsqueeze(0),
+            bboxes=get_box_tensor(pred_instances.bboxes).unsqueeze(0),
             scores=pred_instances.scores.unsqueeze(0),
             alpha=alpha,
             beta=beta,
@@ -94,7 +94,7 @@ class TaskAlignedAssigner:
             alpha: Exponent of the score.
             beta: Exponent of the IoU.
         """
-        bboxes, scores = full_precision(bboxes.detach(), scores.detach())
+        priors, bboxes, scores = full_precision(priors, bboxes.detach(), scores.detach())
         shape = bboxes.shape[:2]
         metrics = bboxes.new_zeros(shape)
         nothing = BatchAssignResult.without_objects(ground_truth, shape[1], prior_valid)._replace(metrics=metrics)

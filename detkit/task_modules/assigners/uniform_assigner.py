@@ -10,7 +10,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.registry import TASK_UTILS
-from detkit.structures.boxes import bbox_xyxy_to_cxcywh
+from detkit.structures.boxes import bbox_xyxy_to_cxcywh, get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED, AssignResult, BatchAssignResult
@@ -73,9 +73,8 @@ class UniformAssigner:
             properties are those of :meth:`assign_batch`.
         """
         ground_truth = GroundTruth.from_instances([gt_instances])
-        batch = self.assign_batch(
-            pred_instances.priors, ground_truth, decoder_priors=pred_instances.decoder_priors.unsqueeze(0)
-        )
+        priors, predicted = get_box_tensor(pred_instances.priors), get_box_tensor(pred_instances.decoder_priors)
+        batch = self.assign_batch(priors, ground_truth, decoder_priors=predicted.unsqueeze(0))
         result = batch.image(0, len(gt_instances))
         assert batch.extra is not None
         for name in ("pos_idx", "pos_predicted_boxes", "target_boxes"):

@@ -9,6 +9,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.registry import TASK_UTILS
+from detkit.structures.boxes import get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.assign_result import AssignResult, BatchAssignResult
 from detkit.task_modules.samplers.pool import Pool, expand_priors
@@ -92,9 +93,9 @@ class MultiInsRandomSampler:
         """
         if "batch_gt_instances_ignore" not in kwargs:
             raise ValueError("MultiInsRandomSampler: sample needs batch_gt_instances_ignore")
-        ignored = kwargs["batch_gt_instances_ignore"].bboxes
-        boxes = torch.cat([gt_instances.bboxes.view(-1, 4), ignored.view(-1, 4)])
-        priors = torch.cat([torch.atleast_2d(pred_instances.priors)[:, :4], boxes])
+        own = gt_instances.bboxes, kwargs["batch_gt_instances_ignore"].bboxes
+        boxes = torch.cat([get_box_tensor(some).view(-1, 4) for some in own])
+        priors = torch.cat([torch.atleast_2d(get_box_tensor(pred_instances.priors))[:, :4], boxes])
         if len(assign_result.gt_inds) > 0:
             _check_count(len(assign_result.gt_inds), len(priors))
         is_box = torch.zeros(len(priors), dtype=torch.bool, device=priors.device)

@@ -10,6 +10,7 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from detkit.structures.boxes import get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.assign_result import IGNORED, AssignResult, BatchAssignResult
 from detkit.task_modules.samplers.sampling_result import BatchSamplingResult, SamplingResult
@@ -150,7 +151,7 @@ def batch_of_one(
 ) -> tuple[BatchAssignResult, Tensor, GroundTruth]:
     """Assignment, priors (1, A, 4) and objects of one image as those of a batch."""
     overlaps = assign_result.max_overlaps
-    boxes = gt_instances.bboxes.view(1, -1, 4)
+    boxes = get_box_tensor(gt_instances.bboxes).view(1, -1, 4)
     ground_truth = GroundTruth(
         boxes=boxes,
         # Labels of an image without objects may come as floats.
@@ -164,7 +165,7 @@ def batch_of_one(
         None if overlaps is None else overlaps.unsqueeze(0),
         assign_result.labels.unsqueeze(0),
     )
-    return batch, torch.atleast_2d(pred_instances.priors).unsqueeze(0), ground_truth
+    return batch, torch.atleast_2d(get_box_tensor(pred_instances.priors)).unsqueeze(0), ground_truth
 
 
 def image_result(sampled: BatchSamplingResult, gt_bboxes: Tensor, neg_inds: Tensor | None = None) -> SamplingResult:

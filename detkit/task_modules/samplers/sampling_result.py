@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detkit.structures.boxes import get_box_tensor
 from detkit.task_modules.assigners.assign_result import AssignResult
 
 __all__ = ["BatchSamplingResult", "CompactSample", "SamplingResult"]
@@ -50,6 +51,7 @@ class SamplingResult:
         gt_flags: Tensor,
         avg_factor_with_neg: bool = True,
     ) -> None:
+        priors, gt_bboxes = get_box_tensor(priors), get_box_tensor(gt_bboxes)
         self._set_indices(pos_inds, neg_inds, assign_result, gt_flags, avg_factor_with_neg)
         self.pos_priors = priors[pos_inds]
         self.neg_priors = priors[neg_inds]

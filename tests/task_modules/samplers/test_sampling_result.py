@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from mmengine.structures import InstanceData
 from task_modules.samplers.images import batch, image
 
+from detkit.structures.boxes import HorizontalBoxes
 from detkit.task_modules import AssignResult, BatchSamplingResult, PseudoSampler, RandomSampler, SamplingResult
 
 
@@ -31,6 +33,21 @@ def test_by_hand():
     assert found.priors[:, 0].tolist() == [0, 8, 4, 12]
     assert found.info.keys() >= {"pos_inds", "neg_inds", "pos_priors", "neg_priors", "num_gts", "avg_factor"}
     assert "pos_priors=(2, 4)" in repr(found)
+
+
+@pytest.mark.parametrize("sampler", [PseudoSampler(), RandomSampler(num=8, pos_fraction=0.5)])
+def test_box_types_are_their_tensors(sampler):
+    priors, objects = torch.arange(16.0).view(4, 4), torch.tensor([[50.0, 50, 60, 60], [0, 1, 2, 3]])
+
+    def sample(box_type):
+        assigned = AssignResult(2, torch.tensor([2, 0, 1, -1]), torch.rand(4), torch.tensor([7, -1, 8, -1]))
+        instances = InstanceData(bboxes=box_type(objects), labels=torch.tensor([8, 7]))
+        return sampler.sample(assigned, InstanceData(priors=box_type(priors)), instances)
+
+    expected = vars(sample(lambda boxes: boxes))
+    assert len(expected["pos_inds"]) >= 2
+    for name, value in vars(sample(HorizontalBoxes)).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
 
 
 def test_former_names_warn_and_work():
