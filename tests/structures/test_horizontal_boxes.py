@@ -73,6 +73,9 @@ def test_behaves_as_its_tensor(boxes):
     assert [box.tensor.tolist() for box in boxes] == [[row] for row in DATA]
     assert boxes.to(torch.float64).dtype == torch.float64
     assert boxes.view(1, 3, 4).squeeze(0).shape == boxes.unsqueeze(0).flatten(0, 1).shape == (3, 4)
+    assert boxes.expand(2, 5, 3, 4).flatten().shape == (30, 4)  # not into numbers
+    assert boxes.to(torch.float64).new_zeros(2, 4).dtype == torch.float64
+    assert boxes.new_tensor([1]).tolist() == boxes.new_full((1,), 1).tolist() == boxes.new_ones(1).tolist() == [1]
     assert [len(part) for part in boxes.split([1, 2])] == [1, 2]
     assert boxes.numpy().tolist() == DATA
     assert "30" in repr(boxes)
@@ -134,4 +137,6 @@ def test_box_functions_take_it(boxes):
     scaled = scale_boxes(boxes, (2, 0.5))
     assert scaled.tensor[1].tolist() == [10, 2.5, 30, 12.5]
     assert boxes.tensor.tolist() == DATA
+    assert torch.equal(HorizontalBoxes.xyxy_to_cxcywh(boxes.tensor), boxes.cxcywh)
+    assert torch.equal(HorizontalBoxes.cxcywh_to_xyxy(boxes.cxcywh), boxes.tensor)
     assert torch.equal(HorizontalBoxes.corner2hbox(HorizontalBoxes.hbox2corner(boxes.tensor)), boxes.tensor)

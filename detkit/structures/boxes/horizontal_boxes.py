@@ -49,6 +49,16 @@ def _parts_of_tensor(name: str) -> Callable[..., list[HorizontalBoxes]]:
     return method
 
 
+def _tensor_like(name: str) -> Callable[..., Tensor]:
+    """A method that is the tensor's and returns a tensor."""
+
+    def method(self: HorizontalBoxes, *args: Any, **kwargs: Any) -> Tensor:
+        return getattr(self.tensor, name)(*args, **kwargs)
+
+    method.__doc__ = f"``Tensor.{name}`` of the boxes, a tensor."
+    return method
+
+
 class HorizontalBoxes:
     """Upright boxes (..., 4) in pixels.
 
@@ -93,8 +103,10 @@ class HorizontalBoxes:
     view, reshape = _same_of_tensor("view"), _same_of_tensor("reshape")
     expand, repeat = _same_of_tensor("expand"), _same_of_tensor("repeat")
     transpose, permute = _same_of_tensor("transpose"), _same_of_tensor("permute")
-    flatten, squeeze, unsqueeze = _same_of_tensor("flatten"), _same_of_tensor("squeeze"), _same_of_tensor("unsqueeze")
+    squeeze, unsqueeze = _same_of_tensor("squeeze"), _same_of_tensor("unsqueeze")
     split, chunk, unbind = _parts_of_tensor("split"), _parts_of_tensor("chunk"), _parts_of_tensor("unbind")
+    new_tensor, new_empty, new_full = _tensor_like("new_tensor"), _tensor_like("new_empty"), _tensor_like("new_full")
+    new_ones, new_zeros = _tensor_like("new_ones"), _tensor_like("new_zeros")
     shape = property(lambda self: self.tensor.shape, doc="Shape (..., 4).")
     dtype = property(lambda self: self.tensor.dtype, doc="Of the tensor.")
     device = property(lambda self: self.tensor.device, doc="Of the tensor.")
@@ -114,6 +126,10 @@ class HorizontalBoxes:
 
     def __setitem__(self, index: Any, boxes: Tensor | HorizontalBoxes) -> None:
         self.tensor[index] = get_box_tensor(boxes)
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -2) -> HorizontalBoxes:
+        """The boxes in fewer dimensions; all in one, (N, 4), unless told otherwise."""
+        return type(self)(self.tensor.flatten(start_dim, end_dim), clone=False)
 
     def dim(self) -> int:
         """Number of dimensions."""
@@ -233,6 +249,8 @@ class HorizontalBoxes:
     ) -> Tensor:
         """See ``bbox_overlaps``."""
         return bbox_overlaps(boxes1, boxes2, mode, is_aligned, eps)
+
+    xyxy_to_cxcywh, cxcywh_to_xyxy = staticmethod(bbox_xyxy_to_cxcywh), staticmethod(bbox_cxcywh_to_xyxy)
 
     @staticmethod
     def hbox2corner(boxes: Tensor) -> Tensor:
