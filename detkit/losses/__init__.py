@@ -36,9 +36,9 @@ from detkit.losses.margin_loss import MarginL2Loss
 from detkit.losses.mse_loss import MSELoss, mse_loss
 from detkit.losses.multipos_cross_entropy_loss import MultiPosCrossEntropyLoss, multi_pos_cross_entropy
 from detkit.losses.pisa_loss import carl_loss, isr_p
-from detkit.losses.reduction import ElementwiseLoss, weight_reduce_loss
+from detkit.losses.reduction import ElementwiseLoss, reduce_loss, weight_reduce_loss, weighted_loss
 from detkit.losses.seesaw_loss import SeesawLoss, seesaw_ce_loss
-from detkit.losses.smooth_l1_loss import L1Loss, SmoothL1Loss, smooth_l1_loss
+from detkit.losses.smooth_l1_loss import L1Loss, SmoothL1Loss, l1_loss, smooth_l1_loss
 from detkit.losses.triplet_loss import TripletLoss, batch_hard_triplet_loss
 from detkit.losses.varifocal_loss import VarifocalLoss, varifocal_loss
 
@@ -95,16 +95,19 @@ __all__ = [
     "iou_loss",
     "isr_p",
     "knowledge_distillation_kl_div_loss",
+    "l1_loss",
     "l2_loss",
     "mask_cross_entropy",
     "mse_loss",
     "multi_pos_cross_entropy",
     "quality_focal_loss",
     "quality_focal_loss_with_prob",
+    "reduce_loss",
     "seesaw_ce_loss",
     "sigmoid_focal_loss",
     "siou_loss",
     "smooth_l1_loss",
     "varifocal_loss",
     "weight_reduce_loss",
+    "weighted_loss",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 from detkit.losses.reduction import ElementwiseLoss
 from detkit.registry import MODELS
 
-__all__ = ["L1Loss", "SmoothL1Loss", "smooth_l1_loss"]
+__all__ = ["L1Loss", "SmoothL1Loss", "l1_loss", "smooth_l1_loss"]
 
 
 def smooth_l1_loss(pred: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
@@ -24,6 +24,11 @@ def smooth_l1_loss(pred: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
     """
     diff = (pred - target).abs()
     return torch.where(diff < beta, 0.5 * diff * diff / beta, diff - 0.5 * beta)
+
+
+def l1_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """``|pred - target|`` per element, same shape."""
+    return (pred - target).abs()
 
 
 @MODELS.register_module()
@@ -51,4 +56,4 @@ class L1Loss(ElementwiseLoss):
     """Absolute difference."""
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        return (pred - target).abs()
+        return l1_loss(pred, target)
