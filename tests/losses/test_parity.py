@@ -123,6 +123,16 @@ def test_weight_of_another_shape_is_refused_even_if_zero(name, case):
         run(case_named(f"losses/{name}", case))
 
 
+@pytest.mark.parametrize("name", ["L1Loss", "SmoothL1Loss", "GIoULoss", "CIoULoss", "BoundedIoULoss"])
+def test_weights_of_zero_hide_no_error(name):
+    # MMDetection returns 0 before it looks at the reduction.
+    loss, boxes = MODELS.build({"type": name}), torch.tensor([[0.0, 0, 4, 4]])
+    with pytest.raises(ValueError, match=rf"{name}: reduction 'avg' is not one of"):
+        loss(boxes, boxes, torch.zeros(1, 4), reduction_override="avg")
+    with pytest.raises(ValueError, match='avg_factor can not be used with reduction="sum"'):
+        loss(boxes, boxes, torch.zeros(1, 4), avg_factor=2, reduction_override="sum")
+
+
 @better("empty_target_only")
 def test_an_empty_target_teaches_nothing(name, case):
     # MMDetection does so in some losses, and fails in this one.
