@@ -142,7 +142,9 @@ def siou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6, neg_gamma: bool =
         ValueError: Not boxes.
     """
     p, t = box_sides(pred, "SIoULoss"), box_sides(target, "SIoULoss")
-    x, y = (shift + eps for shift in _centre_shift(p, t))
+    # One after the other, which leaves near boxes more digits than the difference of two sums.
+    x = (t[0] + t[2] - p[0] - p[2]) * 0.5 + eps
+    y = (t[1] + t[3] - p[1] - p[3]) * 0.5 + eps
     # sin(2 asin(|y| / d)) = 2 |x| |y| / d^2, which is the paper's 1 - 2 sin^2(asin(|y| / d) - pi / 4).
     angle = 2 * (x * y).abs() / (x * x + y * y).clamp(min=torch.finfo(x.dtype).tiny)
     gamma = angle - 2 if neg_gamma else 2 - angle

@@ -101,6 +101,16 @@ def test_siou_has_no_angle_where_eps_cancels_the_shift():
     assert torch.isfinite(pred.grad).all()
 
 
+def test_siou_keeps_the_digits_of_small_shifts():
+    """The sum of the sides of ``pred`` has a bit more than float32."""
+    target = torch.tensor([[2048.0, 2048.0, 2049.0, 2049.0]])
+    pred = target + torch.tensor([[2**-12, 0.0, 2**-11, 0.0]])
+    single, double = pred.clone().requires_grad_(), pred.double().requires_grad_()
+    siou_loss(single, target).sum().backward()
+    siou_loss(double, target.double()).sum().backward()
+    torch.testing.assert_close(single.grad.double(), double.grad, rtol=1e-5, atol=1e-6)
+
+
 @every_loss
 def test_identical_boxes_cost_nothing(function):
     boxes = box_pairs()[0].float().requires_grad_()
