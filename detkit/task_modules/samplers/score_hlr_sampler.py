@@ -42,10 +42,10 @@ class RankedNegatives(NamedTuple):
 
 
 def score_hlr(boxes: Tensor, scores: Tensor, confident: Tensor, iou_thr: float) -> Tensor:
-    """Score hierarchical local rank, as a number (N, A) that is above 1 and higher for a higher rank.
+    """Score hierarchical local rank, as whole numbers (N, A) that are at least 1 and higher for a higher rank.
 
     Boxes that look at the same thing form a group. The best of every group come before all second ones, and so
-    on; among equals the higher score comes first.
+    on; among equals the higher score comes first, and of equal scores the earlier box.
 
     Args:
         boxes: (N, A, 4) predictions.
@@ -55,8 +55,14 @@ def score_hlr(boxes: Tensor, scores: Tensor, confident: Tensor, iou_thr: float) 
     """
     heads = nms_heads(boxes, scores, iou_thr, confident)
     # The others are a group of their own.
-    group = torch.where(confident, heads, heads.shape[1])
-    return confident.sum(dim=1, keepdim=True) - rank_within(group, scores) + scores
+    count = heads.shape[1]
+    group = torch.where(confident, heads, count)
+    rank = torch.where(confident, rank_within(group, scores), count)
+    # Two sorts, for in a sum of rank and score the rank would take the score's last digits.
+    by_score = scores.argsort(dim=1, descending=True, stable=True)
+    order = by_score.gather(1, rank.gather(1, by_score).argsort(dim=1, stable=True))
+    numbers = torch.arange(count, 0, -1, device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, numbers)
 
 
 def label_weights(place: Tensor, num_taken: Tensor, num_ranked: Tensor, loss: Tensor, k: float, bias: float) -> Tensor:

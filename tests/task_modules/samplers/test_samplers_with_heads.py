@@ -120,14 +120,23 @@ class TestScoreHLR:
         scores = torch.tensor([[0.5, 0.9, 0.4, 0.3, 0.95]])
         confident = torch.tensor([[True, True, True, True, False]])
         rank = score_hlr(boxes, scores, confident, iou_thr=0.5)
-        torch.testing.assert_close(rank[0, :4], torch.tensor([3.5, 4.9, 4.4, 3.3]))
+        assert rank[0, :4].tolist() == [3, 5, 4, 2]
+
+    def test_scores_that_differ_in_the_last_digit_are_told_apart(self):
+        # Far apart, all are the best of their groups.
+        left = torch.arange(30.0) * 20
+        boxes = torch.stack([left, torch.zeros(30), left + 10, torch.full((30,), 10.0)], dim=1).unsqueeze(0)
+        scores = torch.full((1, 30), 0.999)
+        scores[0, 0] = torch.nextafter(scores[0, 0], torch.tensor(0.0))
+        rank = score_hlr(boxes, scores, torch.ones(1, 30, dtype=torch.bool), iou_thr=0.5)
+        assert rank[0].tolist() == [1, *range(30, 1, -1)]
 
     def test_what_is_not_confident_joins_no_groups(self):
         # The last overlaps the others by 6 / 14, which share 2 of 18: both are the best of their groups.
         boxes = torch.tensor([[[0.0, 0, 10, 10], [8, 0, 18, 10], [4, 0, 14, 10]]])
         scores = torch.tensor([[0.5, 0.9, 0.95]])
         rank = score_hlr(boxes, scores, torch.tensor([[True, True, False]]), iou_thr=0.4)
-        torch.testing.assert_close(rank[0, :2], torch.tensor([2.5, 2.9]))
+        assert rank[0, :2].tolist() == [2, 3]
 
     def test_weights_by_hand(self):
         # Of 4 samples 2 are ranked: u = 1, 3/4 and, as the last ranked, 3/4; squared 1, 9/16, 9/16, 9/16, and
