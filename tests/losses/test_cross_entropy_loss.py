@@ -11,6 +11,26 @@ from detkit.losses.cross_entropy_loss import cross_entropy_of_probability
 LOG3 = math.log(3)
 
 
+def test_background_and_ignored_labels():
+    """Label C is background; with sigmoids a negative label costs nothing."""
+    logits = torch.zeros(3, 2)
+    labels = torch.tensor([1, 2, -1])
+    loss = CrossEntropyLoss(use_sigmoid=True, reduction="none")(logits, labels)
+    log2 = math.log(2)
+    torch.testing.assert_close(loss, torch.tensor([[log2, log2], [log2, log2], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("logit", [-100.0, 100.0])
+@pytest.mark.parametrize("label", [0, 1])
+def test_extreme_logits_stay_finite(logit, label):
+    for loss in (CrossEntropyLoss(use_sigmoid=True), CrossEntropyLoss()):
+        pred = torch.full((1, 2), logit, requires_grad=True)
+        value = loss(pred, torch.tensor([label]))
+        value.backward()
+        assert torch.isfinite(value)
+        assert torch.isfinite(pred.grad).all()
+
+
 @pytest.mark.parametrize("label", [-1, 3])
 @pytest.mark.parametrize(
     ("loss", "name"),
