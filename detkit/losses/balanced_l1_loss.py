@@ -13,7 +13,9 @@ from detkit.registry import MODELS
 __all__ = ["BalancedL1Loss", "balanced_l1_loss"]
 
 
-def balanced_l1_loss(pred: Tensor, target: Tensor, beta: float = 1.0, alpha: float = 0.5, gamma: float = 1.5) -> Tensor:
+def balanced_l1_loss(
+    pred: Tensor, target: Tensor, *, beta: float = 1.0, alpha: float = 0.5, gamma: float = 1.5
+) -> Tensor:
     """Smooth L1 with a larger gradient for small differences.
 
     The paper has ``beta`` = 1; for another one the two parts do not quite meet, as in MMDetection.
@@ -46,6 +48,8 @@ class BalancedL1Loss(ElementwiseLoss):
         loss_weight: Factor on the result.
     """
 
+    allows_empty_target = True
+
     def __init__(
         self,
         alpha: float = 0.5,
@@ -63,4 +67,4 @@ class BalancedL1Loss(ElementwiseLoss):
         self.beta = beta
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        return balanced_l1_loss(pred, target, self.beta, self.alpha, self.gamma)
+        return balanced_l1_loss(pred, target, beta=self.beta, alpha=self.alpha, gamma=self.gamma)

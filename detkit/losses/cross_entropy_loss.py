@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.losses.labels import check_range
-from detkit.losses.reduction import resolve_reduction, weight_per_element, weight_reduce_loss
+from detkit.losses.reduction import match_weight, resolve_reduction, weight_reduce_loss
 from detkit.registry import MODELS
 from detkit.structures.precision import full_precision
 
@@ -183,7 +183,7 @@ class CrossEntropyLoss(nn.Module):
         loss, counted = function(cls_score, label, class_weight, index)
         if self.avg_non_ignore and avg_factor is None and reduction == "mean":
             avg_factor = counted.sum()
-        weight = weight_per_element(weight, loss, name)
+        weight = match_weight(weight, loss, name, per_sample=True)
         if self.use_sigmoid:
             weight = counted if weight is None else weight * counted
         return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)

@@ -7,14 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from detkit.losses.iou_loss import box_sides
+from detkit.losses.iou_loss import Sides, paired_sides
 from detkit.losses.reduction import ElementwiseLoss
 from detkit.registry import MODELS
 
 __all__ = ["CIoULoss", "DIoULoss", "EIoULoss", "SIoULoss", "ciou_loss", "diou_loss", "eiou_loss", "siou_loss"]
-
-# Sides of boxes: left, top, right, bottom.
-Sides = tuple[Tensor, ...]
 
 
 def _iou(pred: Sides, target: Sides, eps: float) -> Tensor:
@@ -34,38 +31,33 @@ def _enclosing_size(pred: Sides, target: Sides, least: float) -> tuple[Tensor, T
     return width.clamp(min=least), height.clamp(min=least)
 
 
-def _centre_shift(pred: Sides, target: Sides) -> tuple[Tensor, Tensor]:
-    x = ((target[0] + target[2]) - (pred[0] + pred[2])) * 0.5
-    y = ((target[1] + target[3]) - (pred[1] + pred[3])) * 0.5
-    return x, y
-
-
 def _iou_and_distance(pred: Sides, target: Sides, eps: float) -> tuple[Tensor, Tensor]:
     """IoU, and the squared distance of the centres over the squared diagonal of the enclosing box."""
-    x, y = _centre_shift(pred, target)
+    x = ((target[0] + target[2]) - (pred[0] + pred[2])) * 0.5
+    y = ((target[1] + target[3]) - (pred[1] + pred[3])) * 0.5
     width, height = _enclosing_size(pred, target, 0.0)
     return _iou(pred, target, eps), (x * x + y * y) / (width * width + height * height + eps)
 
 
-def diou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
+def diou_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
     """Distance IoU loss, Zheng et al., eq. 7, https://arxiv.org/abs/1911.08287.
 
     Args:
         pred: Boxes (..., 4).
-        target: Boxes (..., 4), compared one by one.
+        target: Same shape, compared one by one.
         eps: Added to each denominator, > 0.
 
     Returns:
         Loss per pair (...), in [0, 2].
 
     Raises:
-        ValueError: Not boxes.
+        ValueError: Not boxes, or not as many.
     """
-    iou, distance = _iou_and_distance(box_sides(pred, "DIoULoss"), box_sides(target, "DIoULoss"), eps)
+    iou, distance = _iou_and_distance(*paired_sides(pred, target, "DIoULoss"), eps)
     return 1 - (iou - distance)
 
 
-def ciou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
+def ciou_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
     """Complete IoU loss, Zheng et al., eq. 8 to 11, https://arxiv.org/abs/1911.08287.
 
     The aspect ratio counts only where IoU > 0.5 (https://arxiv.org/abs/2005.03572), and its weight alpha is
@@ -73,16 +65,16 @@ def ciou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
 
     Args:
         pred: Boxes (..., 4).
-        target: Boxes (..., 4), compared one by one.
+        target: Same shape, compared one by one.
         eps: Added to each denominator, > 0.
 
     Returns:
         Loss per pair (...), in [0, 2].
 
     Raises:
-        ValueError: Not boxes.
+        ValueError: Not boxes, or not as many.
     """
-    p, t = box_sides(pred, "CIoULoss"), box_sides(target, "CIoULoss")
+    p, t = paired_sides(pred, target, "CIoULoss")
     iou, distance = _iou_and_distance(p, t, eps)
     angle = torch.atan((t[2] - t[0]) / (t[3] - t[1] + eps)) - torch.atan((p[2] - p[0]) / (p[3] - p[1] + eps))
     v = (4 / math.pi**2) * angle * angle
@@ -92,7 +84,7 @@ def ciou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     return 1 - (iou - distance - alpha * v).clamp(min=-1, max=1)
 
 
-def eiou_loss(pred: Tensor, target: Tensor, smooth_point: float = 0.1, eps: float = 1e-6) -> Tensor:
+def eiou_loss(pred: Tensor, target: Tensor, *, smooth_point: float = 0.1, eps: float = 1e-6) -> Tensor:
     """Smooth extended IoU loss, Peng & Yu, https://arxiv.org/abs/2112.01527.
 
     The extended intersection is signed and grows more negative the farther two boxes are apart, so that
@@ -100,7 +92,7 @@ def eiou_loss(pred: Tensor, target: Tensor, smooth_point: float = 0.1, eps: floa
 
     Args:
         pred: Boxes (..., 4).
-        target: Boxes (..., 4), compared one by one.
+        target: Same shape, compared one by one.
         smooth_point: Loss below which it is quadratic, > 0.
         eps: Added to the denominator, > 0.
 
@@ -108,9 +100,9 @@ def eiou_loss(pred: Tensor, target: Tensor, smooth_point: float = 0.1, eps: floa
         Loss per pair (...), >= 0.
 
     Raises:
-        ValueError: Not boxes.
+        ValueError: Not boxes, or not as many.
     """
-    p, t = box_sides(pred, "EIoULoss"), box_sides(target, "EIoULoss")
+    p, t = paired_sides(pred, target, "EIoULoss")
     # Distances of the inner sides from the enclosing box's left and top.
     outer_left, outer_top = torch.minimum(p[0], t[0]), torch.minimum(p[1], t[1])
     left, top = torch.maximum(p[0], t[0]) - outer_left, torch.maximum(p[1], t[1]) - outer_top
@@ -125,12 +117,12 @@ def eiou_loss(pred: Tensor, target: Tensor, smooth_point: float = 0.1, eps: floa
     return torch.where(loss < smooth_point, 0.5 * loss * loss / smooth_point, loss - 0.5 * smooth_point)
 
 
-def siou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6, neg_gamma: bool = False) -> Tensor:
+def siou_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-6, neg_gamma: bool = False) -> Tensor:
     """SCYLLA IoU loss, Gevorgyan, https://arxiv.org/abs/2205.12740.
 
     Args:
         pred: Boxes (..., 4).
-        target: Boxes (..., 4), compared one by one.
+        target: Same shape, compared one by one.
         eps: Least denominator, > 0.
         neg_gamma: Whether the distance cost is ``1 - exp(-gamma * rho)`` as in the paper. Without it, distance
             lowers the loss; that is MMDetection's default.
@@ -139,9 +131,9 @@ def siou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6, neg_gamma: bool =
         Loss per pair (...), in [0, 2].
 
     Raises:
-        ValueError: Not boxes.
+        ValueError: Not boxes, or not as many.
     """
-    p, t = box_sides(pred, "SIoULoss"), box_sides(target, "SIoULoss")
+    p, t = paired_sides(pred, target, "SIoULoss")
     # One after the other, which leaves near boxes more digits than the difference of two sums.
     x = (t[0] + t[2] - p[0] - p[2]) * 0.5 + eps
     y = (t[1] + t[3] - p[1] - p[3]) * 0.5 + eps
@@ -150,6 +142,7 @@ def siou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6, neg_gamma: bool =
     gamma = angle - 2 if neg_gamma else 2 - angle
     width, height = _enclosing_size(p, t, eps)
     distance = _distance_cost(gamma * (x / width).square()) + _distance_cost(gamma * (y / height).square())
+    # MMDetection adds eps to heights alone; it is kept, so that flat boxes cost the same.
     shape = _size_cost(p[2] - p[0], t[2] - t[0], eps) + _size_cost(p[3] - p[1] + eps, t[3] - t[1] + eps, eps)
     return 1 - (_iou(p, t, eps) - 0.5 * (distance + shape)).clamp(min=-1, max=1)
 
@@ -175,12 +168,14 @@ class DIoULoss(ElementwiseLoss):
         loss_weight: Factor on the result.
     """
 
+    weight_per_coordinate = True
+
     def __init__(self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0) -> None:
         super().__init__(reduction, loss_weight)
         self.eps = eps
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        return diou_loss(pred, target, self.eps)
+        return diou_loss(pred, target, eps=self.eps)
 
 
 @MODELS.register_module()
@@ -193,12 +188,14 @@ class CIoULoss(ElementwiseLoss):
         loss_weight: Factor on the result.
     """
 
+    weight_per_coordinate = True
+
     def __init__(self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0) -> None:
         super().__init__(reduction, loss_weight)
         self.eps = eps
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        return ciou_loss(pred, target, self.eps)
+        return ciou_loss(pred, target, eps=self.eps)
 
 
 @MODELS.register_module()
@@ -212,6 +209,8 @@ class EIoULoss(ElementwiseLoss):
         smooth_point: Loss below which it is quadratic, > 0.
     """
 
+    weight_per_coordinate = True
+
     def __init__(
         self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0, smooth_point: float = 0.1
     ) -> None:
@@ -222,7 +221,7 @@ class EIoULoss(ElementwiseLoss):
         self.smooth_point = smooth_point
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        return eiou_loss(pred, target, self.smooth_point, self.eps)
+        return eiou_loss(pred, target, smooth_point=self.smooth_point, eps=self.eps)
 
 
 @MODELS.register_module()
@@ -236,6 +235,8 @@ class SIoULoss(ElementwiseLoss):
         neg_gamma: Whether to take the paper's sign of gamma, see :func:`siou_loss`.
     """
 
+    weight_per_coordinate = True
+
     def __init__(
         self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0, neg_gamma: bool = False
     ) -> None:
@@ -244,4 +245,4 @@ class SIoULoss(ElementwiseLoss):
         self.neg_gamma = neg_gamma
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        return siou_loss(pred, target, self.eps, self.neg_gamma)
+        return siou_loss(pred, target, eps=self.eps, neg_gamma=self.neg_gamma)

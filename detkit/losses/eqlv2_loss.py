@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 
 from detkit.losses.accuracy import foreground_accuracy
 from detkit.losses.labels import check_range, one_hot
-from detkit.losses.reduction import resolve_reduction, weight_per_element, weight_reduce_loss
+from detkit.losses.reduction import match_weight, resolve_reduction, weight_reduce_loss
 from detkit.registry import MODELS
 from detkit.structures.precision import full_precision
 
@@ -123,7 +123,7 @@ class EQLV2Loss(nn.Module):
         target = one_hot(label, self.num_classes + 1, "EQLV2Loss").to(cls_score.dtype)
         loss = F.binary_cross_entropy_with_logits(cls_score, target, reduction="none")
         factor = self._equalize(target) * counted.unsqueeze(1)
-        weight = weight_per_element(weight, loss, "EQLV2Loss")
+        weight = match_weight(weight, loss, "EQLV2Loss", per_sample=True)
         if weight is not None:
             factor = factor * weight
         if self.class_weight is not None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from detkit.losses.accuracy import foreground_accuracy
 from detkit.losses.focal_loss import focal_loss_with_prob, sigmoid_focal_loss
 from detkit.losses.labels import one_hot
-from detkit.losses.reduction import resolve_reduction, weight_per_element, weight_reduce_loss
+from detkit.losses.reduction import match_weight, resolve_reduction, weight_reduce_loss
 from detkit.registry import MODELS
 from detkit.structures.precision import full_precision
 
@@ -87,7 +87,7 @@ class FocalCustomLoss(nn.Module):
         function = focal_loss_with_prob if self.activated else sigmoid_focal_loss
         loss = function(pred, one_hot(target, self.num_classes, name).to(pred.dtype), self.gamma, self.alpha)
         return self.loss_weight * weight_reduce_loss(
-            loss, weight_per_element(weight, loss, name), reduction, avg_factor
+            loss, match_weight(weight, loss, name, per_sample=True), reduction, avg_factor
         )
 
     def get_cls_channels(self, num_classes: int) -> int:

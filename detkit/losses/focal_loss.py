@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detkit.losses.cross_entropy_loss import cross_entropy_of_probability
 from detkit.losses.labels import check_labels, one_hot
-from detkit.losses.reduction import resolve_reduction, weight_per_element, weight_reduce_loss
+from detkit.losses.reduction import match_weight, resolve_reduction, weight_reduce_loss
 from detkit.registry import MODELS
 from detkit.structures.precision import full_precision
 
@@ -198,7 +198,7 @@ class FocalLoss(nn.Module):
         function = focal_loss_with_prob if self.activated else sigmoid_focal_loss
         loss = function(pred, target.to(pred.dtype), self.gamma, self.alpha)
         return self.loss_weight * weight_reduce_loss(
-            loss, weight_per_element(weight, loss, "FocalLoss"), reduction, avg_factor
+            loss, match_weight(weight, loss, "FocalLoss", per_sample=True), reduction, avg_factor
         )
 
 

@@ -111,7 +111,7 @@ class GaussianFocalLoss(nn.Module):
             raise ValueError(
                 f"GaussianFocalLoss: pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape"
             )
-        weight = match_weight(weight, pred, pred, "GaussianFocalLoss")
+        weight = match_weight(weight, pred, "GaussianFocalLoss")
         if pos_inds is None:
             loss = gaussian_focal_loss(pred, target, self.alpha, self.gamma, self.pos_weight, self.neg_weight)
             return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)

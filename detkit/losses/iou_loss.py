@@ -10,24 +10,39 @@ from detkit.losses.smooth_l1_loss import smooth_l1_loss
 from detkit.registry import MODELS
 from detkit.structures.boxes import bbox_overlaps
 
-__all__ = ["BoundedIoULoss", "GIoULoss", "IoULoss", "bounded_iou_loss", "box_sides", "giou_loss", "iou_loss"]
+__all__ = ["BoundedIoULoss", "GIoULoss", "IoULoss", "bounded_iou_loss", "giou_loss", "iou_loss", "paired_sides"]
 
 IOU_MODES = ("linear", "square", "log")
 
-
-def box_sides(boxes: Tensor, name: str) -> tuple[Tensor, ...]:
-    """Left, top, right and bottom (...) of boxes (..., 4), or a ValueError that names the loss."""
-    if boxes.shape[-1:] != (4,):
-        raise ValueError(f"{name}: boxes have shape {tuple(boxes.shape)}, expected (..., 4)")
-    return boxes.unbind(-1)
+# Sides of boxes: left, top, right, bottom.
+Sides = tuple[Tensor, ...]
 
 
-def iou_loss(pred: Tensor, target: Tensor, mode: str = "log", eps: float = 1e-6) -> Tensor:
+def paired_sides(pred: Tensor, target: Tensor, name: str) -> tuple[Sides, Sides]:
+    """Sides (...) of the boxes of each pair.
+
+    Args:
+        pred: Boxes (..., 4).
+        target: Same shape.
+        name: Who asks, for the message.
+
+    Raises:
+        ValueError: Not boxes, or not as many.
+    """
+    for boxes in (pred, target):
+        if boxes.shape[-1:] != (4,):
+            raise ValueError(f"{name}: boxes have shape {tuple(boxes.shape)}, expected (..., 4)")
+    if pred.shape != target.shape:
+        raise ValueError(f"{name}: pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape")
+    return pred.unbind(-1), target.unbind(-1)
+
+
+def iou_loss(pred: Tensor, target: Tensor, *, mode: str = "log", eps: float = 1e-6) -> Tensor:
     """``-ln(IoU)`` (UnitBox, https://arxiv.org/abs/1608.01471), ``1 - IoU`` or ``1 - IoU^2``.
 
     Args:
         pred: Boxes (..., 4).
-        target: Boxes (..., 4), compared one by one.
+        target: Same shape, compared one by one.
         mode: ``log``, ``linear`` or ``square``.
         eps: Least IoU, > 0; disjoint boxes cost the same however far apart, and have no gradient.
 
@@ -39,19 +54,19 @@ def iou_loss(pred: Tensor, target: Tensor, mode: str = "log", eps: float = 1e-6)
     """
     if mode not in IOU_MODES:
         raise ValueError(f"IoULoss: mode {mode!r} is not one of {', '.join(map(repr, IOU_MODES))}")
-    box_sides(pred, "IoULoss")
+    paired_sides(pred, target, "IoULoss")
     iou = bbox_overlaps(pred, target, is_aligned=True).clamp(min=eps)
     if mode == "linear":
         return 1 - iou
     return 1 - iou * iou if mode == "square" else -iou.log()
 
 
-def giou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
+def giou_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
     """``1 - GIoU``, Rezatofighi et al., algorithm 2, https://arxiv.org/abs/1902.09630.
 
     Args:
         pred: Boxes (..., 4).
-        target: Boxes (..., 4), compared one by one.
+        target: Same shape, compared one by one.
         eps: Least area to divide by, > 0.
 
     Returns:
@@ -60,18 +75,18 @@ def giou_loss(pred: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     Raises:
         ValueError: Shapes that do not fit.
     """
-    box_sides(pred, "GIoULoss")
+    paired_sides(pred, target, "GIoULoss")
     return 1 - bbox_overlaps(pred, target, mode="giou", is_aligned=True, eps=eps)
 
 
-def bounded_iou_loss(pred: Tensor, target: Tensor, beta: float = 0.2, eps: float = 1e-3) -> Tensor:
+def bounded_iou_loss(pred: Tensor, target: Tensor, *, beta: float = 0.2, eps: float = 1e-3) -> Tensor:
     """Smooth L1 distance to 1 of the best IoU that each of x, y, width and height alone allows.
 
     Tychsen-Smith & Petersson, https://arxiv.org/abs/1711.00164. No gradient flows to ``target``.
 
     Args:
         pred: Boxes (..., 4).
-        target: Boxes (..., 4), compared one by one.
+        target: Same shape, compared one by one.
         beta: Where the smooth L1 of the distance to an IoU of 1 becomes linear, > 0.
         eps: Added to each denominator, pixels.
 
@@ -81,13 +96,9 @@ def bounded_iou_loss(pred: Tensor, target: Tensor, beta: float = 0.2, eps: float
     Raises:
         ValueError: Shapes that do not fit.
     """
-    left, top, right, bottom = box_sides(pred, "BoundedIoULoss")
-    target_left, target_top, target_right, target_bottom = box_sides(target.detach(), "BoundedIoULoss")
+    p, t = paired_sides(pred, target.detach(), "BoundedIoULoss")
     bounds = []
-    for low, high, target_low, target_high in (
-        (left, right, target_left, target_right),
-        (top, bottom, target_top, target_bottom),
-    ):
+    for low, high, target_low, target_high in ((p[0], p[2], t[0], t[2]), (p[1], p[3], t[1], t[3])):
         size, target_size = high - low, target_high - target_low
         shift = ((target_low + target_high) * 0.5 - (low + high) * 0.5).abs() * 2
         by_centre = (target_size - shift) / (target_size + shift + eps)
@@ -96,7 +107,7 @@ def bounded_iou_loss(pred: Tensor, target: Tensor, beta: float = 0.2, eps: float
         bounds.append((torch.maximum(by_centre, by_centre.new_zeros(())), by_size))
     (x, width), (y, height) = bounds
     bound = torch.stack([x, y, width, height], dim=-1)
-    return smooth_l1_loss(bound, torch.ones_like(bound), beta)
+    return smooth_l1_loss(bound, torch.ones_like(bound), beta=beta)
 
 
 @MODELS.register_module()
@@ -110,6 +121,8 @@ class IoULoss(ElementwiseLoss):
         loss_weight: Factor on the result.
         mode: ``log``, ``linear`` or ``square``.
     """
+
+    weight_per_coordinate = True
 
     def __init__(
         self,
@@ -126,7 +139,7 @@ class IoULoss(ElementwiseLoss):
         self.eps = eps
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        return iou_loss(pred, target, self.mode, self.eps)
+        return iou_loss(pred, target, mode=self.mode, eps=self.eps)
 
 
 @MODELS.register_module()
@@ -139,12 +152,14 @@ class GIoULoss(ElementwiseLoss):
         loss_weight: Factor on the result.
     """
 
+    weight_per_coordinate = True
+
     def __init__(self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0) -> None:
         super().__init__(reduction, loss_weight)
         self.eps = eps
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        return giou_loss(pred, target, self.eps)
+        return giou_loss(pred, target, eps=self.eps)
 
 
 @MODELS.register_module()
@@ -166,4 +181,4 @@ class BoundedIoULoss(ElementwiseLoss):
         self.eps = eps
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        return bounded_iou_loss(pred, target, self.beta, self.eps)
+        return bounded_iou_loss(pred, target, beta=self.beta, eps=self.eps)

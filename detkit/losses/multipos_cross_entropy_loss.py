@@ -74,5 +74,5 @@ class MultiPosCrossEntropyLoss(nn.Module):
                 f"and {tuple(label.shape)}"
             )
         loss = multi_pos_cross_entropy(cls_score, label)
-        weight = match_weight(weight, loss, cls_score, name)
+        weight = match_weight(weight, loss, name)
         return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)

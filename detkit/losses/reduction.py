@@ -1,10 +1,11 @@
-"""What every loss does around its own mathematics: precision, weighting, averaging, reduction."""
+"""What every loss does around its own mathematics: checks, precision, weighting, averaging, reduction."""
 
 from __future__ import annotations
 
 import functools
-from abc import ABC, abstractmethod
+import math
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from detkit.structures.precision import full_precision
 
 __all__ = [
     "ElementwiseLoss",
+    "check_avg_factor",
+    "check_number",
     "match_weight",
     "reduce_loss",
     "reduce_mean",
     "resolve_counted_reduction",
     "resolve_reduction",
-    "weight_per_element",
     "weight_reduce_loss",
     "weighted_loss",
 ]
@@ -41,51 +43,75 @@ def resolve_counted_reduction(reduction: str, name: str) -> str:
     return reduction
 
 
-def weight_per_element(weight: Tensor | None, loss: Tensor, name: str) -> Tensor | None:
-    """Weights made broadcastable to a loss per sample and class.
+def check_avg_factor(reduction: str, avg_factor: float | Tensor | None, name: str) -> None:
+    """Refuse an ``avg_factor`` beside the reduction ``sum``; ``name`` is who asks."""
+    if reduction == "sum" and avg_factor is not None:
+        raise ValueError(f'{name}: avg_factor can not be used with reduction="sum"')
+
+
+def check_number(
+    name: str,
+    argument: str,
+    value: object,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    whole: bool = False,
+) -> None:
+    """Refuse a constructor's argument that is no number, or not one in [low, high] above ``above``.
 
     Args:
-        weight: Per sample (N,), per element in one row (N * C,), or broadcastable to ``loss`` with as many dimensions.
-        loss: (N, C, ...).
         name: Who asks, for the message.
+        argument: What the value is called there.
+        value: What was given.
+        low: Least value.
+        high: Greatest value.
+        above: What the value exceeds.
+        whole: Whether it must be an integer.
 
     Raises:
-        ValueError: ``weight`` is none of these.
+        TypeError: Not a number, or not an integer where ``whole``.
+        ValueError: Out of range.
     """
-    if weight is None or _broadcasts(weight, loss):
-        return weight
-    if weight.dim() == 1 and len(weight) == len(loss):
-        return weight.view(-1, *([1] * (loss.dim() - 1)))
-    if weight.dim() != loss.dim() and weight.numel() == loss.numel():
-        return weight.view(loss.shape)
-    raise ValueError(f"{name}: weight {tuple(weight.shape)} fits neither samples nor elements {tuple(loss.shape)}")
+    if not isinstance(value, Integral if whole else Real):
+        raise TypeError(f"{name}: {argument} must be {'an integer' if whole else 'a number'}, got {value!r}")
+    number = float(value)
+    if not (low <= number <= high and (above == -math.inf or number > above)):
+        bounds = ((">", above), (">=", low), ("<=", high))
+        wanted = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
+        raise ValueError(f"{name}: {argument} must be {wanted or 'a number'}, got {value!r}")
 
 
-def _broadcasts(weight: Tensor, loss: Tensor) -> bool:
-    same_dim = weight.dim() == loss.dim()
-    return same_dim and all(w in (1, n) for w, n in zip(weight.shape, loss.shape, strict=True))
-
-
-def match_weight(weight: Tensor | None, loss: Tensor, pred: Tensor, name: str) -> Tensor | None:
-    """Weights of a loss per element or per sample, brought to the dimensions of the loss.
+def match_weight(
+    weight: Tensor | None, loss: Tensor, name: str, per_sample: bool = False, per_coordinate: bool = False
+) -> Tensor | None:
+    """Weights brought to the dimensions of a loss.
 
     Args:
-        weight: Broadcastable to ``loss`` with as many dimensions; or, for a loss per sample, of the shape of
-            ``pred``, of which the mean over the last dimension counts.
-        loss: (N, ...) of each element of ``pred``, or (N,) of each sample.
-        pred: (N, ...).
+        weight: Broadcastable to ``loss`` with as many dimensions, or one of the two below; integers and bool count
+            as floats.
+        loss: (N, ...).
         name: Who asks, for the message.
+        per_sample: Whether weights may have the first dimensions of ``loss`` only, (N,), or all its elements in
+            another shape, (N * C,).
+        per_coordinate: Whether weights may be per coordinate (..., 4) of a loss per box (...); their mean counts.
 
     Raises:
         ValueError: ``weight`` is none of these.
     """
     if weight is None:
         return None
-    if _broadcasts(weight, loss):
+    if not weight.is_floating_point():
+        weight = weight.to(loss.dtype)
+    if weight.dim() == loss.dim() and all(w in (1, n) for w, n in zip(weight.shape, loss.shape, strict=True)):
         return weight
-    if weight.shape == pred.shape and loss.dim() == pred.dim() - 1:
+    if per_coordinate and weight.shape == (*loss.shape, 4):
         return full_precision(weight)[0].mean(dim=-1)
-    raise ValueError(f"{name}: weight {tuple(weight.shape)} does not fit pred {tuple(pred.shape)}")
+    if per_sample and 0 < weight.dim() < loss.dim() and weight.shape == loss.shape[: weight.dim()]:
+        return weight[(...,) + (None,) * (loss.dim() - weight.dim())]
+    if per_sample and weight.dim() != loss.dim() and weight.numel() == loss.numel():
+        return weight.reshape(loss.shape)
+    raise ValueError(f"{name}: weight {tuple(weight.shape)} does not fit losses {tuple(loss.shape)}")
 
 
 def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
@@ -109,15 +135,14 @@ def weight_reduce_loss(
             stays on its device. ``none`` does not use it.
 
     Raises:
-        ValueError: ``sum`` with ``avg_factor``.
+        ValueError: Unknown reduction, or ``sum`` with ``avg_factor``.
     """
+    check_avg_factor(resolve_reduction(reduction, "weight_reduce_loss"), avg_factor, "weight_reduce_loss")
     if weight is not None:
         loss = loss * weight
     if reduction == "none":
         return loss
     if reduction == "sum":
-        if avg_factor is not None:
-            raise ValueError('avg_factor can not be used with reduction="sum"')
         return loss.sum()
     if avg_factor is not None:
         # The epsilon makes 0 objects of 0 weight a loss of 0.
@@ -137,8 +162,11 @@ def reduce_mean(value: Tensor) -> Tensor:
 def weighted_loss(elementwise: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorator: gives a loss function of ``(pred, target, ...)`` MMDetection's weighting and reduction.
 
-    The result is called as ``(pred, target, weight=None, reduction="mean", avg_factor=None, ...)``.
+    The result is called as ``(pred, target, weight=None, reduction="mean", avg_factor=None, ...)``. Half precision is
+    computed in float32. ``target`` has the shape of ``pred`` or lacks the last dimension; ``weight`` is as in
+    :func:`match_weight`; the ValueErrors name the function.
     """
+    name = elementwise.__name__
 
     @functools.wraps(elementwise)
     def weighted(
@@ -149,33 +177,82 @@ def weighted_loss(elementwise: Callable[..., Tensor]) -> Callable[..., Tensor]:
         avg_factor: float | Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        reduction = resolve_reduction(reduction, elementwise.__name__)
-        return weight_reduce_loss(elementwise(pred, target, **kwargs), weight, reduction, avg_factor)
+        check_avg_factor(resolve_reduction(reduction, name), avg_factor, name)
+        pred, target = full_precision(pred, target)
+        if target.shape not in (pred.shape, pred.shape[:-1]):
+            raise ValueError(f"{name}: target {tuple(target.shape)} does not fit pred {tuple(pred.shape)}")
+        loss = elementwise(pred, target, **kwargs)
+        return weight_reduce_loss(loss, match_weight(weight, loss, name), reduction, avg_factor)
 
     return weighted
 
 
-class ElementwiseLoss(nn.Module, ABC):
-    """Contract of every loss that has a value per element or per sample; a subclass states ``elementwise`` only.
+class ElementwiseLoss(nn.Module):
+    """Contract of every loss; one with a value per element or per sample states ``elementwise`` only.
 
-    Computes in float32 under autocast. Empty input gives a zero that carries gradient.
+    Computes in float32 under autocast. Empty input gives a zero that carries gradient. A loss that is called in
+    another way has a ``forward`` of its own, which ends in :meth:`reduced`.
 
     Args:
         reduction: ``none``, ``mean`` or ``sum``.
         loss_weight: Factor on the result.
+
+    Raises:
+        TypeError: ``loss_weight`` is not a number.
+        ValueError: Unknown reduction.
     """
 
     # Whether pred and target must have one shape; a loss of labels or distributions says False and checks its own.
     same_shape = True
+    # Whether an empty target beside predictions means that there is nothing to learn, instead of a mistake.
+    allows_empty_target = False
+    # Which weights fit besides those that broadcast, see match_weight.
+    weight_per_sample = False
+    weight_per_coordinate = False
+    # Whether the loss counts its own avg_factor, which excludes 'sum'.
+    counts_itself = False
 
     def __init__(self, reduction: str = "mean", loss_weight: float = 1.0) -> None:
         super().__init__()
-        self.reduction = resolve_reduction(reduction, type(self).__name__)
+        self.reduction = reduction
+        self.resolve()
+        check_number(type(self).__name__, "loss_weight", loss_weight)
         self.loss_weight = loss_weight
 
-    @abstractmethod
+    def resolve(self, avg_factor: float | Tensor | None = None, reduction_override: str | None = None) -> str:
+        """Reduction that holds; a ValueError for one that is unknown, or ``sum`` with an ``avg_factor``."""
+        name = type(self).__name__
+        reduction = self.reduction if reduction_override is None else reduction_override
+        if self.counts_itself:
+            return resolve_counted_reduction(reduction, name)
+        check_avg_factor(resolve_reduction(reduction, name), avg_factor, name)
+        return reduction
+
+    def reduced(
+        self,
+        loss: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        reduction_override: str | None = None,
+    ) -> Tensor:
+        """``loss`` weighted, reduced, times ``loss_weight``.
+
+        Args:
+            loss: (N, ...).
+            weight: See :func:`match_weight`.
+            avg_factor: See :func:`weight_reduce_loss`.
+            reduction_override: Used instead of ``reduction``.
+
+        Raises:
+            ValueError: Unknown reduction, ``sum`` with ``avg_factor``, or a weight that does not fit.
+        """
+        reduction = self.resolve(avg_factor, reduction_override)
+        weight = match_weight(weight, loss, type(self).__name__, self.weight_per_sample, self.weight_per_coordinate)
+        return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)
+
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
         """Loss of each element, same shape as ``pred``, or of each sample (N,)."""
+        raise NotImplementedError(f"{type(self).__name__} has neither elementwise nor a forward of its own")
 
     def forward(
         self,
@@ -189,21 +266,23 @@ class ElementwiseLoss(nn.Module, ABC):
 
         Args:
             pred: (N, ...).
-            target: Same shape, unless the loss says otherwise; or empty: there is nothing to learn.
+            target: Same shape, unless the loss says otherwise.
             weight: See :func:`match_weight`.
             avg_factor: See :func:`weight_reduce_loss`.
             reduction_override: Used instead of ``reduction``.
 
+        Returns:
+            0-d; the loss per element or sample with reduction ``none``.
+
         Raises:
-            ValueError: Unknown reduction, or shapes that do not fit.
+            ValueError: Unknown reduction, ``sum`` with ``avg_factor``, or shapes that do not fit.
         """
-        name = type(self).__name__
-        reduction = resolve_reduction(reduction_override or self.reduction, name)
+        self.resolve(avg_factor, reduction_override)
         pred, target = full_precision(pred, target)
-        if target.numel() == 0 and pred.numel() > 0:
-            return self.loss_weight * weight_reduce_loss(pred * 0, None, reduction, avg_factor)
+        if self.allows_empty_target and target.numel() == 0 and pred.numel() > 0:
+            return self.reduced(pred * 0, None, avg_factor, reduction_override)
         if self.same_shape and pred.shape != target.shape:
-            raise ValueError(f"{name}: pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape")
-        loss = self.elementwise(pred, target)
-        weight = match_weight(weight, loss, pred, name)
-        return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)
+            raise ValueError(
+                f"{type(self).__name__}: pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape"
+            )
+        return self.reduced(self.elementwise(pred, target), weight, avg_factor, reduction_override)

@@ -121,7 +121,7 @@ class SeesawLoss(nn.Module):
         counted = labels >= 0
         labels = torch.where(counted, labels, self.num_classes).long()
         check_range(labels, self.num_classes + 1, f"SeesawLoss: a label lies above {self.num_classes}, the background")
-        weight = match_weight(label_weights, classes[:, 0], classes, "SeesawLoss")
+        weight = match_weight(label_weights, classes[:, 0], "SeesawLoss")
         weight = counted.to(cls_score.dtype) if weight is None else weight * counted
         self._count(labels, counted)
         positive = labels < self.num_classes

@@ -11,7 +11,7 @@ from detkit.registry import MODELS
 __all__ = ["L1Loss", "SmoothL1Loss", "l1_loss", "smooth_l1_loss"]
 
 
-def smooth_l1_loss(pred: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
+def smooth_l1_loss(pred: Tensor, target: Tensor, *, beta: float = 1.0) -> Tensor:
     """Quadratic below ``beta``, linear above.
 
     Args:
@@ -41,6 +41,8 @@ class SmoothL1Loss(ElementwiseLoss):
         loss_weight: Factor on the result.
     """
 
+    allows_empty_target = True
+
     def __init__(self, beta: float = 1.0, reduction: str = "mean", loss_weight: float = 1.0) -> None:
         super().__init__(reduction, loss_weight)
         if beta <= 0:
@@ -48,12 +50,14 @@ class SmoothL1Loss(ElementwiseLoss):
         self.beta = beta
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        return smooth_l1_loss(pred, target, self.beta)
+        return smooth_l1_loss(pred, target, beta=self.beta)
 
 
 @MODELS.register_module()
 class L1Loss(ElementwiseLoss):
     """Absolute difference."""
+
+    allows_empty_target = True
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
         return l1_loss(pred, target)

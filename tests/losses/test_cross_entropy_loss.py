@@ -53,7 +53,7 @@ def test_the_ignored_label_is_in_range(ignored):
 
 @pytest.mark.parametrize("shape", [(2,), (3, 1), (2, 4), ()])
 def test_a_softmax_weight_that_does_not_fit_is_refused(shape):
-    with pytest.raises(ValueError, match=r"CrossEntropyLoss: weight .* fits neither samples nor elements \(4,\)"):
+    with pytest.raises(ValueError, match=r"CrossEntropyLoss: weight .* does not fit losses \(4,\)"):
         CrossEntropyLoss()(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), torch.ones(shape))
 
 
@@ -66,7 +66,7 @@ def test_a_column_of_weights_is_one_per_sample():
 
 
 def test_a_sigmoid_weight_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"CrossEntropyLoss: weight \(5, 3\) fits neither"):
+    with pytest.raises(ValueError, match=r"CrossEntropyLoss: weight \(5, 3\) does not fit losses"):
         CrossEntropyLoss(use_sigmoid=True)(torch.zeros(1, 3), torch.tensor([0]), torch.ones(5, 3))
 
 

@@ -75,7 +75,7 @@ def test_certain_probabilities_stay_finite(prob, target):
         ({"pos_labels": None}, "pos_inds needs pos_labels"),
         ({"reduction_override": "none"}, "reduction='none'"),
         ({"target": torch.zeros(6, 2)}, r"pred \(6, 3\) and target \(6, 2\) differ"),
-        ({"weight": torch.zeros(6)}, r"weight \(6,\) does not fit pred \(6, 3\)"),
+        ({"weight": torch.zeros(6)}, r"weight \(6,\) does not fit losses \(6, 3\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, message):

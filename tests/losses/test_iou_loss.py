@@ -16,7 +16,7 @@ BOX = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
 )
 def test_iou_loss_by_hand(mode, expected):
     half = torch.tensor([[0.0, 0.0, 10.0, 5.0]])
-    torch.testing.assert_close(iou_loss(half, BOX, mode), torch.tensor([expected]))
+    torch.testing.assert_close(iou_loss(half, BOX, mode=mode), torch.tensor([expected]))
 
 
 def test_iou_loss_of_disjoint_boxes_is_bounded_and_has_no_gradient():
@@ -70,7 +70,7 @@ def test_weights_per_coordinate_count_by_their_mean():
     pred, weight = BOX + torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0, 0.0, 0.0, 1.0], [2.0, 2.0, 1.0, 1.0]])
     target = BOX.expand(2, 4)
     torch.testing.assert_close(GIoULoss()(pred, target, weight), GIoULoss()(pred, target, weight.mean(dim=1)))
-    with pytest.raises(ValueError, match=r"GIoULoss: weight \(2, 2\) does not fit pred \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"GIoULoss: weight \(2, 2\) does not fit losses \(2,\)"):
         GIoULoss()(pred, target, weight[:, :2])
 
 
