@@ -10,7 +10,7 @@ from detkit.registry import MODELS
 __all__ = ["DiceLoss", "dice_loss"]
 
 
-def dice_loss(pred: Tensor, target: Tensor, eps: float = 1e-3, naive_dice: bool = False) -> Tensor:
+def dice_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-3, naive_dice: bool = False) -> Tensor:
     """One minus the Dice coefficient of each mask.
 
     Args:
@@ -64,4 +64,4 @@ class DiceLoss(ElementwiseLoss):
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
         probability = pred.sigmoid() if self.activate else pred
-        return dice_loss(probability, target.to(pred.dtype), self.eps, self.naive_dice)
+        return dice_loss(probability, target.to(pred.dtype), eps=self.eps, naive_dice=self.naive_dice)

@@ -14,7 +14,8 @@ __all__ = ["KnowledgeDistillationKLDivLoss", "knowledge_distillation_kl_div_loss
 def knowledge_distillation_kl_div_loss(
     pred: Tensor,
     soft_label: Tensor,
-    T: int,
+    *,
+    T: float,
     detach_target: bool = True,
 ) -> Tensor:
     """Divergence of the student's softened distribution from the teacher's, times ``T^2``.
@@ -52,7 +53,7 @@ class KnowledgeDistillationKLDivLoss(ElementwiseLoss):
         self.T = T
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        return knowledge_distillation_kl_div_loss(pred, target, self.T)
+        return knowledge_distillation_kl_div_loss(pred, target, T=self.T)
 
     def forward(
         self,

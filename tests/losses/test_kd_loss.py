@@ -28,7 +28,7 @@ def test_only_the_student_learns():
     pred, teacher = torch.zeros(1, 2, requires_grad=True), torch.ones(1, 2, requires_grad=True)
     KnowledgeDistillationKLDivLoss()(pred, teacher).backward()
     assert teacher.grad is None
-    assert knowledge_distillation_kl_div_loss(pred.detach(), teacher, 1, detach_target=False).requires_grad
+    assert knowledge_distillation_kl_div_loss(pred.detach(), teacher, T=1, detach_target=False).requires_grad
 
 
 def test_temperature_below_1_is_refused():
