@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from detkit.losses.reduction import ElementwiseLoss
+from detkit.losses.reduction import ElementwiseLoss, check_number
 from detkit.registry import MODELS
 
 __all__ = ["BalancedL1Loss", "balanced_l1_loss"]
@@ -46,6 +46,9 @@ class BalancedL1Loss(ElementwiseLoss):
         beta: Difference at which the loss becomes linear, > 0.
         reduction: ``none``, ``mean`` or ``sum``.
         loss_weight: Factor on the result.
+
+    Raises:
+        ValueError: Unknown reduction, or an argument out of range.
     """
 
     allows_empty_target = True
@@ -60,8 +63,7 @@ class BalancedL1Loss(ElementwiseLoss):
     ) -> None:
         super().__init__(reduction, loss_weight)
         for name, value in (("alpha", alpha), ("gamma", gamma), ("beta", beta)):
-            if value <= 0:
-                raise ValueError(f"BalancedL1Loss: {name} must be > 0, got {value}")
+            check_number(type(self).__name__, name, value, above=0)
         self.alpha = alpha
         self.gamma = gamma
         self.beta = beta

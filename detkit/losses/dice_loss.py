@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from detkit.losses.reduction import ElementwiseLoss
+from detkit.losses.reduction import ElementwiseLoss, check_number
 from detkit.registry import MODELS
 
 __all__ = ["DiceLoss", "dice_loss"]
@@ -21,7 +21,12 @@ def dice_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-3, naive_dice: bo
 
     Returns:
         Loss per mask (N,), in [0, 1].
+
+    Raises:
+        ValueError: Values without masks (N,).
     """
+    if pred.dim() < 2:
+        raise ValueError(f"DiceLoss: pred has shape {tuple(pred.shape)}, expected (N, ...) of N masks")
     pred, target = pred.flatten(1), target.flatten(1)
     overlap = 2 * (pred * target).sum(dim=1)
     if naive_dice:
@@ -43,6 +48,9 @@ class DiceLoss(ElementwiseLoss):
         naive_dice: See :func:`dice_loss`.
         loss_weight: Factor on the result.
         eps: Keeps empty masks from dividing by 0, > 0.
+
+    Raises:
+        ValueError: Unknown reduction, ``eps`` out of range, or a softmax.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class DiceLoss(ElementwiseLoss):
         super().__init__(reduction, loss_weight)
         if activate and not use_sigmoid:
             raise ValueError("DiceLoss: use_sigmoid=False has no definition; give probabilities with activate=False")
+        check_number(type(self).__name__, "eps", eps, above=0)
         self.use_sigmoid = use_sigmoid
         self.activate = activate
         self.naive_dice = naive_dice

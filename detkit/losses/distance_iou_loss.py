@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detkit.losses.iou_loss import Sides, paired_sides
-from detkit.losses.reduction import ElementwiseLoss
+from detkit.losses.reduction import ElementwiseLoss, check_number
 from detkit.registry import MODELS
 
 __all__ = ["CIoULoss", "DIoULoss", "EIoULoss", "SIoULoss", "ciou_loss", "diou_loss", "eiou_loss", "siou_loss"]
@@ -166,12 +166,16 @@ class DIoULoss(ElementwiseLoss):
         eps: Added to each denominator, > 0.
         reduction: ``none``, ``mean`` or ``sum``.
         loss_weight: Factor on the result.
+
+    Raises:
+        ValueError: Unknown reduction, or an argument out of range.
     """
 
     weight_per_coordinate = True
 
     def __init__(self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0) -> None:
         super().__init__(reduction, loss_weight)
+        check_number(type(self).__name__, "eps", eps, above=0)
         self.eps = eps
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
@@ -186,12 +190,16 @@ class CIoULoss(ElementwiseLoss):
         eps: Added to each denominator, > 0.
         reduction: ``none``, ``mean`` or ``sum``.
         loss_weight: Factor on the result.
+
+    Raises:
+        ValueError: Unknown reduction, or an argument out of range.
     """
 
     weight_per_coordinate = True
 
     def __init__(self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0) -> None:
         super().__init__(reduction, loss_weight)
+        check_number(type(self).__name__, "eps", eps, above=0)
         self.eps = eps
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
@@ -207,6 +215,9 @@ class EIoULoss(ElementwiseLoss):
         reduction: ``none``, ``mean`` or ``sum``.
         loss_weight: Factor on the result.
         smooth_point: Loss below which it is quadratic, > 0.
+
+    Raises:
+        ValueError: Unknown reduction, or an argument out of range.
     """
 
     weight_per_coordinate = True
@@ -215,8 +226,8 @@ class EIoULoss(ElementwiseLoss):
         self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0, smooth_point: float = 0.1
     ) -> None:
         super().__init__(reduction, loss_weight)
-        if smooth_point <= 0:
-            raise ValueError(f"EIoULoss: smooth_point must be > 0, got {smooth_point}")
+        check_number(type(self).__name__, "smooth_point", smooth_point, above=0)
+        check_number(type(self).__name__, "eps", eps, above=0)
         self.eps = eps
         self.smooth_point = smooth_point
 
@@ -233,6 +244,9 @@ class SIoULoss(ElementwiseLoss):
         reduction: ``none``, ``mean`` or ``sum``.
         loss_weight: Factor on the result.
         neg_gamma: Whether to take the paper's sign of gamma, see :func:`siou_loss`.
+
+    Raises:
+        ValueError: Unknown reduction, or an argument out of range.
     """
 
     weight_per_coordinate = True
@@ -241,6 +255,7 @@ class SIoULoss(ElementwiseLoss):
         self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0, neg_gamma: bool = False
     ) -> None:
         super().__init__(reduction, loss_weight)
+        check_number(type(self).__name__, "eps", eps, above=0)
         self.eps = eps
         self.neg_gamma = neg_gamma
 

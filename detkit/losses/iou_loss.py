@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from detkit.losses.reduction import ElementwiseLoss
+from detkit.losses.reduction import ElementwiseLoss, check_number
 from detkit.losses.smooth_l1_loss import smooth_l1_loss
 from detkit.registry import MODELS
 from detkit.structures.boxes import bbox_overlaps
@@ -52,13 +52,17 @@ def iou_loss(pred: Tensor, target: Tensor, *, mode: str = "log", eps: float = 1e
     Raises:
         ValueError: Unknown mode, or shapes that do not fit.
     """
-    if mode not in IOU_MODES:
-        raise ValueError(f"IoULoss: mode {mode!r} is not one of {', '.join(map(repr, IOU_MODES))}")
+    _check_mode(mode)
     paired_sides(pred, target, "IoULoss")
     iou = bbox_overlaps(pred, target, is_aligned=True).clamp(min=eps)
     if mode == "linear":
         return 1 - iou
     return 1 - iou * iou if mode == "square" else -iou.log()
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in IOU_MODES:
+        raise ValueError(f"IoULoss: mode {mode!r} is not one of {', '.join(map(repr, IOU_MODES))}")
 
 
 def giou_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
@@ -120,6 +124,9 @@ class IoULoss(ElementwiseLoss):
         reduction: ``none``, ``mean`` or ``sum``.
         loss_weight: Factor on the result.
         mode: ``log``, ``linear`` or ``square``.
+
+    Raises:
+        ValueError: Unknown reduction or mode, or ``eps`` out of range.
     """
 
     weight_per_coordinate = True
@@ -133,8 +140,8 @@ class IoULoss(ElementwiseLoss):
         mode: str = "log",
     ) -> None:
         super().__init__(reduction, loss_weight)
-        if mode not in IOU_MODES:
-            raise ValueError(f"IoULoss: mode {mode!r} is not one of {', '.join(map(repr, IOU_MODES))}")
+        _check_mode(mode)
+        check_number(type(self).__name__, "eps", eps, above=0)
         self.mode = "linear" if linear else mode
         self.eps = eps
 
@@ -150,12 +157,16 @@ class GIoULoss(ElementwiseLoss):
         eps: Least area to divide by, > 0.
         reduction: ``none``, ``mean`` or ``sum``.
         loss_weight: Factor on the result.
+
+    Raises:
+        ValueError: Unknown reduction, or an argument out of range.
     """
 
     weight_per_coordinate = True
 
     def __init__(self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0) -> None:
         super().__init__(reduction, loss_weight)
+        check_number(type(self).__name__, "eps", eps, above=0)
         self.eps = eps
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
@@ -168,15 +179,18 @@ class BoundedIoULoss(ElementwiseLoss):
 
     Args:
         beta: Where the smooth L1 becomes linear, > 0.
-        eps: Added to each denominator, pixels.
+        eps: Added to each denominator, pixels, > 0.
         reduction: ``none``, ``mean`` or ``sum``.
         loss_weight: Factor on the result.
+
+    Raises:
+        ValueError: Unknown reduction, or an argument out of range.
     """
 
     def __init__(self, beta: float = 0.2, eps: float = 1e-3, reduction: str = "mean", loss_weight: float = 1.0) -> None:
         super().__init__(reduction, loss_weight)
-        if beta <= 0:
-            raise ValueError(f"BoundedIoULoss: beta must be > 0, got {beta}")
+        for name, value in (("beta", beta), ("eps", eps)):
+            check_number(type(self).__name__, name, value, above=0)
         self.beta = beta
         self.eps = eps
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkit.losses.reduction import ElementwiseLoss
+from detkit.losses.reduction import ElementwiseLoss, check_number
 from detkit.registry import MODELS
 
 __all__ = ["KnowledgeDistillationKLDivLoss", "knowledge_distillation_kl_div_loss"]
@@ -44,12 +44,14 @@ class KnowledgeDistillationKLDivLoss(ElementwiseLoss):
         reduction: ``none``, ``mean`` or ``sum``.
         loss_weight: Factor on the result.
         T: Temperature, >= 1.
+
+    Raises:
+        ValueError: Unknown reduction, or ``T`` out of range.
     """
 
-    def __init__(self, reduction: str = "mean", loss_weight: float = 1.0, T: int = 10) -> None:
+    def __init__(self, reduction: str = "mean", loss_weight: float = 1.0, T: float = 10) -> None:
         super().__init__(reduction, loss_weight)
-        if T < 1:
-            raise ValueError(f"KnowledgeDistillationKLDivLoss: temperature T must be >= 1, got {T}")
+        check_number(type(self).__name__, "T", T, low=1)
         self.T = T
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
@@ -71,6 +73,9 @@ class KnowledgeDistillationKLDivLoss(ElementwiseLoss):
             weight: (N,).
             avg_factor: See ``weight_reduce_loss``.
             reduction_override: Used instead of ``reduction``.
+
+        Returns:
+            0-d; (N,) with reduction ``none``.
 
         Raises:
             ValueError: Unknown reduction, or shapes that do not fit.

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detkit.losses.reduction import resolve_counted_reduction, resolve_reduction, weight_reduce_loss
+from detkit.losses.mse_loss import mse_loss
+from detkit.losses.reduction import ElementwiseLoss, check_number
 from detkit.registry import MODELS
 from detkit.structures.precision import full_precision
 
 __all__ = ["L2Loss", "apply_margins", "keep_negatives", "l2_loss"]
 
 
-def l2_loss(pred: Tensor, target: Tensor) -> Tensor:
-    """``(pred - target)^2`` per element, same shape."""
-    diff = pred - target
-    return diff * diff
+# MMDetection has it under both names.
+l2_loss = mse_loss
 
 
 def apply_margins(
@@ -55,7 +54,7 @@ def keep_negatives(negative: Tensor, num: Tensor, rank_by: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-class L2Loss(nn.Module):
+class L2Loss(ElementwiseLoss):
     """Squared error; targets are 1 for positives and 0 for negatives.
 
     The mean is over the elements of positive weight that are left after mining, whatever ``avg_factor`` says;
@@ -68,7 +67,13 @@ class L2Loss(nn.Module):
         hard_mining: Whether to keep the negatives of highest loss instead of random ones.
         reduction: ``none`` or ``mean``.
         loss_weight: Factor on the result.
+
+    Raises:
+        TypeError: A number was expected.
+        ValueError: Unknown reduction, or ``sum``.
     """
+
+    counts_itself = True
 
     def __init__(
         self,
@@ -79,13 +84,13 @@ class L2Loss(nn.Module):
         reduction: str = "mean",
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(reduction, loss_weight)
+        for name, value in (("neg_pos_ub", neg_pos_ub), ("pos_margin", pos_margin), ("neg_margin", neg_margin)):
+            check_number(type(self).__name__, name, value)
         self.neg_pos_ub = neg_pos_ub
         self.pos_margin = pos_margin
         self.neg_margin = neg_margin
         self.hard_mining = hard_mining
-        self.reduction = resolve_reduction(reduction, type(self).__name__)
-        self.loss_weight = loss_weight
 
     def forward(
         self,
@@ -104,11 +109,14 @@ class L2Loss(nn.Module):
             avg_factor: Not used, see above; accepted because heads pass it.
             reduction_override: Used instead of ``reduction``.
 
+        Returns:
+            0-d; (N, M) with reduction ``none``.
+
         Raises:
             ValueError: Unknown reduction or ``sum``, or shapes that do not fit.
         """
         name = type(self).__name__
-        reduction = resolve_counted_reduction(reduction_override or self.reduction, name)
+        self.resolve(avg_factor, reduction_override)
         for other, what in ((target, "target"), (weight, "weight")):
             if other is not None and other.shape != pred.shape:
                 raise ValueError(f"{name}: {what} {tuple(other.shape)} does not fit pred {tuple(pred.shape)}")
@@ -124,4 +132,4 @@ class L2Loss(nn.Module):
                 rank_by=loss.detach() if self.hard_mining else torch.rand_like(loss),
             )
             weight = weight * (kept | ~negative)
-        return self.loss_weight * weight_reduce_loss(loss, weight, reduction, (weight > 0).sum())
+        return self.reduced(loss, weight, (weight > 0).sum(), reduction_override)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from detkit.losses.reduction import match_weight, resolve_reduction, weight_reduce_loss
+from detkit.losses.reduction import ElementwiseLoss
 from detkit.registry import MODELS
-from detkit.structures.precision import full_precision
 
 __all__ = ["MultiPosCrossEntropyLoss", "multi_pos_cross_entropy"]
 
@@ -24,7 +23,15 @@ def multi_pos_cross_entropy(pred: Tensor, label: Tensor) -> Tensor:
 
     Returns:
         (N,); 0 where either kind is missing.
+
+    Raises:
+        ValueError: Shapes that do not fit.
     """
+    if pred.dim() != 2 or label.shape != pred.shape:
+        raise ValueError(
+            f"MultiPosCrossEntropyLoss: logits and labels of one shape (N, M) were expected, got {tuple(pred.shape)} "
+            f"and {tuple(label.shape)}"
+        )
     never = torch.finfo(pred.dtype).min
     positive = torch.logsumexp((-pred).masked_fill(label != 1, never), dim=1)
     negative = torch.logsumexp(pred.masked_fill(label != 0, never), dim=1)
@@ -32,18 +39,21 @@ def multi_pos_cross_entropy(pred: Tensor, label: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-class MultiPosCrossEntropyLoss(nn.Module):
+class MultiPosCrossEntropyLoss(ElementwiseLoss):
     """Cross entropy with several positives per sample.
 
     Args:
         reduction: ``none``, ``mean`` or ``sum``.
         loss_weight: Factor on the result.
+
+    Raises:
+        ValueError: Unknown reduction.
     """
 
-    def __init__(self, reduction: str = "mean", loss_weight: float = 1.0) -> None:
-        super().__init__()
-        self.reduction = resolve_reduction(reduction, "MultiPosCrossEntropyLoss")
-        self.loss_weight = loss_weight
+    same_shape = False  # the function checks more
+
+    def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        return multi_pos_cross_entropy(pred, target)
 
     def forward(
         self,
@@ -62,17 +72,10 @@ class MultiPosCrossEntropyLoss(nn.Module):
             avg_factor: See ``weight_reduce_loss``.
             reduction_override: Used instead of ``reduction``.
 
+        Returns:
+            0-d; (N,) with reduction ``none``.
+
         Raises:
             ValueError: Unknown reduction, or shapes that do not fit.
         """
-        name = "MultiPosCrossEntropyLoss"
-        reduction = resolve_reduction(reduction_override or self.reduction, name)
-        (cls_score,) = full_precision(cls_score)
-        if cls_score.dim() != 2 or label.shape != cls_score.shape:
-            raise ValueError(
-                f"{name}: logits and labels of one shape (N, M) were expected, got {tuple(cls_score.shape)} "
-                f"and {tuple(label.shape)}"
-            )
-        loss = multi_pos_cross_entropy(cls_score, label)
-        weight = match_weight(weight, loss, name)
-        return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)
+        return super().forward(cls_score, label, weight, avg_factor, reduction_override)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from detkit.losses.reduction import ElementwiseLoss
+from detkit.losses.reduction import ElementwiseLoss, check_number
 from detkit.registry import MODELS
 
 __all__ = ["L1Loss", "SmoothL1Loss", "l1_loss", "smooth_l1_loss"]
@@ -36,17 +36,19 @@ class SmoothL1Loss(ElementwiseLoss):
     """Smooth L1 loss.
 
     Args:
-        beta: Difference at which the quadratic part ends, > 0.
+        beta: Difference at which the quadratic part ends, > 0; L1Loss is the limit at 0.
         reduction: ``none``, ``mean`` or ``sum``.
         loss_weight: Factor on the result.
+
+    Raises:
+        ValueError: Unknown reduction, or ``beta`` out of range.
     """
 
     allows_empty_target = True
 
     def __init__(self, beta: float = 1.0, reduction: str = "mean", loss_weight: float = 1.0) -> None:
         super().__init__(reduction, loss_weight)
-        if beta <= 0:
-            raise ValueError(f"SmoothL1Loss: beta must be > 0, got {beta}; L1Loss is its limit at 0")
+        check_number(type(self).__name__, "beta", beta, above=0)
         self.beta = beta
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:

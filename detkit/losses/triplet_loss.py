@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from detkit.losses.reduction import weight_reduce_loss
+from detkit.losses.reduction import check_number, weight_reduce_loss
 from detkit.registry import MODELS
 from detkit.structures.precision import full_precision
 
@@ -42,12 +42,18 @@ class TripletLoss(nn.Module):
         margin: Wanted difference of the distances, >= 0.
         loss_weight: Factor on the result.
         hard_mining: Must be True; another form is not defined.
+
+    Raises:
+        TypeError: A number was expected.
+        ValueError: ``margin`` out of range, or not ``hard_mining``.
     """
 
     def __init__(self, margin: float = 0.3, loss_weight: float = 1.0, hard_mining: bool = True) -> None:
         super().__init__()
         if not hard_mining:
             raise ValueError("TripletLoss: hard_mining=False has no definition")
+        check_number(type(self).__name__, "margin", margin, low=0)
+        check_number(type(self).__name__, "loss_weight", loss_weight)
         self.margin = margin
         self.loss_weight = loss_weight
         self.hard_mining = hard_mining

@@ -32,5 +32,5 @@ def test_only_the_student_learns():
 
 
 def test_temperature_below_1_is_refused():
-    with pytest.raises(ValueError, match="KnowledgeDistillationKLDivLoss: temperature T must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="KnowledgeDistillationKLDivLoss: T must be >= 1, got 0"):
         KnowledgeDistillationKLDivLoss(T=0)
