@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from detkit.losses.accuracy import foreground_accuracy
-from detkit.losses.focal_loss import focal_loss_with_prob, sigmoid_focal_loss
-from detkit.losses.labels import one_hot
-from detkit.losses.reduction import match_weight, resolve_reduction, weight_reduce_loss
+from detkit.losses.focal_loss import focal_loss_of_labels
+from detkit.losses.labels import check_num_classes
+from detkit.losses.reduction import ElementwiseLoss, check_number
 from detkit.registry import MODELS
 from detkit.structures.precision import full_precision
 
@@ -15,7 +15,7 @@ __all__ = ["FocalCustomLoss"]
 
 
 @MODELS.register_module()
-class FocalCustomLoss(nn.Module):
+class FocalCustomLoss(ElementwiseLoss):
     """Focal loss over class labels, for a box head that asks its loss how classes are scored.
 
     Args:
@@ -26,7 +26,13 @@ class FocalCustomLoss(nn.Module):
         reduction: ``none``, ``mean`` or ``sum``.
         loss_weight: Factor on the result.
         activated: Whether predictions are probabilities instead of logits.
+
+    Raises:
+        TypeError: A number was expected.
+        ValueError: A number out of range, an unknown reduction, or ``use_sigmoid=False``.
     """
+
+    weight_per_sample = True
 
     custom_cls_channels = True
     custom_activation = True
@@ -42,17 +48,17 @@ class FocalCustomLoss(nn.Module):
         loss_weight: float = 1.0,
         activated: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(reduction, loss_weight)
+        name = type(self).__name__
         if not use_sigmoid:
-            raise ValueError("FocalCustomLoss: use_sigmoid=False has no definition")
-        if num_classes < 1:
-            raise ValueError(f"FocalCustomLoss: num_classes must be given and >= 1, got {num_classes}")
+            raise ValueError(f"{name}: use_sigmoid=False has no definition")
+        check_number(name, "num_classes", num_classes, low=1, whole=True)
+        check_number(name, "gamma", gamma, low=0)
+        check_number(name, "alpha", alpha, low=0, high=1)
         self.use_sigmoid = use_sigmoid
         self.num_classes = num_classes
         self.gamma = gamma
         self.alpha = alpha
-        self.reduction = resolve_reduction(reduction, "FocalCustomLoss")
-        self.loss_weight = loss_weight
         self.activated = activated
 
     def forward(
@@ -72,30 +78,31 @@ class FocalCustomLoss(nn.Module):
             avg_factor: See ``weight_reduce_loss``; the number of positives, usually.
             reduction_override: Used instead of ``reduction``.
 
+        Returns:
+            0-d; (N, C) with reduction ``none``.
+
         Raises:
-            ValueError: Unknown reduction, or shapes that do not fit.
-            RuntimeError: A label outside [0, C], on the CPU.
+            ValueError: Unknown reduction, ``sum`` with ``avg_factor``, or shapes that do not fit.
+            RuntimeError: A label outside [0, C] or a probability outside [0, 1], see ``check_range``.
         """
-        name = "FocalCustomLoss"
-        reduction = resolve_reduction(reduction_override or self.reduction, name)
+        name = type(self).__name__
+        reduction = self.resolve(avg_factor, reduction_override)
         (pred,) = full_precision(pred)
         if target.shape != pred.shape[:1] or pred.shape[1:] != (self.num_classes,):
             raise ValueError(
                 f"{name}: scores (N, {self.num_classes}) and labels (N,) were expected, got {tuple(pred.shape)} "
                 f"and {tuple(target.shape)}"
             )
-        function = focal_loss_with_prob if self.activated else sigmoid_focal_loss
-        loss = function(pred, one_hot(target, self.num_classes, name).to(pred.dtype), self.gamma, self.alpha)
-        return self.loss_weight * weight_reduce_loss(
-            loss, match_weight(weight, loss, name, per_sample=True), reduction, avg_factor
+        loss, weight, count = focal_loss_of_labels(
+            pred, target, weight, self.gamma, self.alpha, self.activated, reduction != "none", name
         )
+        if loss.dim() == 0 and reduction == "mean" and avg_factor is None:
+            avg_factor = count
+        return self.reduced(loss, weight, avg_factor, reduction_override)
 
     def get_cls_channels(self, num_classes: int) -> int:
         """Channels that the head predicts for ``num_classes``."""
-        if num_classes != self.num_classes:
-            raise ValueError(
-                f"FocalCustomLoss: the head has {num_classes} classes, the loss num_classes={self.num_classes}"
-            )
+        check_num_classes(type(self).__name__, num_classes, self.num_classes)
         return num_classes
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
