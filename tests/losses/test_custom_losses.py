@@ -19,7 +19,7 @@ def test_the_head_is_told_to_ask(build):
 
 @pytest.mark.parametrize("build", CUSTOM)
 def test_num_classes_must_be_given(build):
-    with pytest.raises(ValueError, match=rf"{build.__name__}: num_classes must be given and >= 1, got -1"):
+    with pytest.raises(ValueError, match=rf"{build.__name__}: num_classes must be >= 1, got -1"):
         build()
 
 
@@ -66,6 +66,48 @@ def test_they_are_the_plain_losses():
     torch.testing.assert_close(
         FocalCustomLoss(num_classes=3, gamma=1.5)(logits[:, :3], labels, weight, avg_factor=2.0),
         FocalLoss(gamma=1.5)(logits[:, :3], labels, weight, avg_factor=2.0),
+    )
+
+
+def test_focal_scores_leave_out_what_is_not_a_class():
+    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    loss = FocalCustomLoss(num_classes=3)
+    torch.testing.assert_close(loss.get_activation(logits), logits[:, :3].sigmoid())
+    best = torch.zeros(2, 5)
+    best[:, 4], best[:, 1] = 2.0, 1.0
+    torch.testing.assert_close(loss.get_accuracy(best, torch.tensor([1, 0]))["acc_classes"], torch.tensor([50.0]))
+
+
+@pytest.mark.parametrize("build", CUSTOM)
+def test_the_number_of_classes_is_a_number(build):
+    with pytest.raises(TypeError, match=rf"{build.__name__}: num_classes must be an integer, got '3'"):
+        build(num_classes="3")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_weight": [1, 2]}, "class_weight needs 3 or 4 numbers, one per channel, got 2"),
+        ({"use_mask": True}, "use_mask=True has no definition"),
+    ],
+)
+def test_cross_entropy_arguments_without_a_meaning_are_refused(options, message):
+    with pytest.raises(ValueError, match=f"CrossEntropyCustomLoss: {message}"):
+        CrossEntropyCustomLoss(num_classes=3, **options)
+
+
+@pytest.mark.parametrize("use_sigmoid", [False, True])
+def test_ignored_labels_and_class_weights_are_those_of_cross_entropy(use_sigmoid):
+    logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 3, 255, 1])
+    options = {"ignore_index": 255, "avg_non_ignore": True, "class_weight": [1, 2, 3, 4], "use_sigmoid": use_sigmoid}
+    torch.testing.assert_close(
+        CrossEntropyCustomLoss(num_classes=3, **options)(logits, labels), CrossEntropyLoss(**options)(logits, labels)
+    )
+    del options["ignore_index"]
+    torch.testing.assert_close(
+        CrossEntropyCustomLoss(num_classes=3, **options)(logits, labels, ignore_index=255),
+        CrossEntropyLoss(**options)(logits, labels, ignore_index=255),
     )
 
 
