@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from detkit.losses.reduction import check_number
 from detkit.registry import MODELS
 from detkit.structures.precision import full_precision
 
@@ -47,10 +48,15 @@ class AssociativeEmbeddingLoss(nn.Module):
     Args:
         pull_weight: Factor on the pull.
         push_weight: Factor on the push.
+
+    Raises:
+        TypeError: A number was expected.
     """
 
     def __init__(self, pull_weight: float = 0.25, push_weight: float = 0.25) -> None:
         super().__init__()
+        for name, value in (("pull_weight", pull_weight), ("push_weight", push_weight)):
+            check_number(type(self).__name__, name, value)
         self.pull_weight = pull_weight
         self.push_weight = push_weight
 
@@ -63,7 +69,7 @@ class AssociativeEmbeddingLoss(nn.Module):
             match: Per image, per object, ``[[y, x], [y, x]]``: the cells of its two corners.
 
         Raises:
-            ValueError: Shapes that do not fit, or a cell outside the map.
+            ValueError: Shapes that do not fit, an object without two corners, or a cell outside the map.
         """
         if pred.dim() != 4 or pred.shape != target.shape or len(match) != len(pred):
             raise ValueError(
@@ -87,17 +93,22 @@ def _pad(match: Match, height: int, width: int) -> tuple[Tensor, Tensor]:
     most = max((len(objects) for objects in match), default=0)
     cells, valid = [], []
     for image, objects in enumerate(match):
-        for y, x in (corner for pair in objects for corner in pair):
-            if not (0 <= y < height and 0 <= x < width):
-                raise ValueError(
-                    f"AssociativeEmbeddingLoss: image {image} has a corner at (y, x) = ({y}, {x}), "
-                    f"outside a map of {height} x {width}"
-                )
+        for pair in objects:
+            _check_corners(pair, image, height, width)
         padding = most - len(objects)
         cells.append([[y * width + x for y, x in pair] for pair in objects] + [[0, 0]] * padding)
         valid.append([True] * len(objects) + [False] * padding)
     shape = (len(match), most)
     return torch.tensor(cells, dtype=torch.int64).view(*shape, 2), torch.tensor(valid, dtype=torch.bool).view(shape)
+
+
+def _check_corners(pair: Sequence[Sequence[int]], image: int, height: int, width: int) -> None:
+    name = f"AssociativeEmbeddingLoss: image {image}"
+    if len(pair) != 2 or any(len(corner) != 2 for corner in pair):
+        raise ValueError(f"{name} has an object {pair}; expected its two corners [[y, x], [y, x]]")
+    for y, x in pair:
+        if not (0 <= y < height and 0 <= x < width):
+            raise ValueError(f"{name} has a corner at (y, x) = ({y}, {x}), outside a map of {height} x {width}")
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:

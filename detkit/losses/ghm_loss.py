@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from detkit.losses.labels import one_hot
-from detkit.losses.reduction import resolve_counted_reduction, resolve_reduction, weight_reduce_loss
+from detkit.losses.reduction import ElementwiseLoss, check_number
 from detkit.registry import MODELS
 from detkit.structures.precision import full_precision
 
 __all__ = ["GHMC", "GHMR", "authentic_smooth_l1_loss", "density_weights"]
+
+# End of the last unit region: gradient norms of probabilities reach 1; those of boxes lie below 1.
+GHMC_LAST_EDGE = 1 + 1e-6
+GHMR_LAST_EDGE = 1e3
 
 
 @torch.no_grad()
@@ -76,19 +80,28 @@ def authentic_smooth_l1_loss(pred: Tensor, target: Tensor, mu: float = 0.02) -> 
 
 def _edges(bins: int, momentum: float, last: float, name: str) -> Tensor:
     """Edges (bins + 1,) of equal regions of [0, 1], of which the last one is open to ``last``."""
-    if bins < 1 or not 0 <= momentum < 1:
-        raise ValueError(f"{name}: expected bins >= 1 and momentum in [0, 1), got {bins} and {momentum}")
-    edges = torch.arange(bins + 1).float() / bins
-    edges[-1] = last
-    return edges
+    check_number(name, "bins", bins, low=1, whole=True)
+    check_number(name, "momentum", momentum, low=0)
+    if momentum >= 1:
+        raise ValueError(f"{name}: momentum must be < 1, got {momentum}")
+    return _open_to(last, torch.arange(bins + 1).float() / bins)
+
+
+def _open_to(last: float, edges: Tensor) -> Tensor:
+    """The same edges in float32, the last one exact; in half precision, it would leave out what is entirely wrong."""
+    return F.pad(edges[:-1].float(), (0, 1), value=last)
 
 
 @MODELS.register_module()
-class GHMC(nn.Module):
+class GHMC(ElementwiseLoss):
     """Gradient harmonizing loss for classification with sigmoids, GHM-C.
 
     The mean divides by the number of valid elements (N * C of them where all N samples count); the ``avg_factor``
     that heads pass is not used, as in MMDetection. Therefore ``sum``, which excludes an average factor, is refused.
+    With ``momentum``, each process remembers the samples that it sees itself.
+
+    By position, ``avg_factor`` comes before ``reduction_override`` as in every other loss; MMDetection has
+    ``reduction_override`` alone.
 
     Args:
         bins: Number of unit regions.
@@ -96,8 +109,13 @@ class GHMC(nn.Module):
         use_sigmoid: Must be True; a softmax form is not defined.
         loss_weight: Factor on the result.
         reduction: ``none`` or ``mean``.
+
+    Raises:
+        TypeError: A number was expected.
+        ValueError: An argument out of range, unknown reduction or ``sum``, or a softmax.
     """
 
+    counts_itself = True
     edges: Tensor
     acc_sum: Tensor | None
 
@@ -109,15 +127,13 @@ class GHMC(nn.Module):
         loss_weight: float = 1.0,
         reduction: str = "mean",
     ) -> None:
-        super().__init__()
+        super().__init__(reduction, loss_weight)
         if not use_sigmoid:
             raise ValueError("GHMC: use_sigmoid=False has no definition; use CrossEntropyLoss for a softmax")
+        self.use_sigmoid = use_sigmoid
         self.bins = bins
         self.momentum = momentum
-        self.use_sigmoid = use_sigmoid
-        self.loss_weight = loss_weight
-        self.reduction = resolve_reduction(reduction, "GHMC")
-        self.register_buffer("edges", _edges(bins, momentum, 1 + 1e-6, "GHMC"))
+        self.register_buffer("edges", _edges(bins, momentum, GHMC_LAST_EDGE, "GHMC"))
         self.register_buffer("acc_sum", torch.zeros(bins) if momentum > 0 else None)
 
     def forward(
@@ -137,11 +153,14 @@ class GHMC(nn.Module):
             avg_factor: Not used, see above; accepted because heads pass it.
             reduction_override: Used instead of ``reduction``.
 
+        Returns:
+            0-d; the shape of ``pred`` with reduction ``none``.
+
         Raises:
             ValueError: Unknown reduction or ``sum``, or shapes that do not fit.
             RuntimeError: A label outside [0, C] that counts, on the CPU.
         """
-        reduction = resolve_counted_reduction(reduction_override or self.reduction, "GHMC")
+        self.resolve(avg_factor, reduction_override)
         (pred,) = full_precision(pred)
         valid = torch.ones_like(target, dtype=torch.bool) if label_weight is None else label_weight > 0
         if valid.shape != target.shape:
@@ -157,17 +176,19 @@ class GHMC(nn.Module):
         target = target.to(pred.dtype)
         gradient = (pred.detach().sigmoid() - target).abs()
         total = valid.sum().clamp(min=1)
-        weight = density_weights(gradient, valid, total, self.edges, self.momentum, self.acc_sum)
+        edges = _open_to(GHMC_LAST_EDGE, self.edges)
+        weight = density_weights(gradient, valid, total, edges, self.momentum, self.acc_sum)
         loss = F.binary_cross_entropy_with_logits(pred, target, reduction="none")
-        return self.loss_weight * weight_reduce_loss(loss, weight, reduction, total)
+        return self.reduced(loss, weight, total, reduction_override)
 
 
 @MODELS.register_module()
-class GHMR(nn.Module):
+class GHMR(ElementwiseLoss):
     """Gradient harmonizing loss for box regression, GHM-R.
 
     The mean divides by the sum of ``label_weight``; the ``avg_factor`` that heads pass is not used, as in
-    MMDetection. Therefore ``sum``, which excludes an average factor, is refused.
+    MMDetection. Therefore ``sum``, which excludes an average factor, is refused. With ``momentum``, each process
+    remembers the samples that it sees itself.
 
     Args:
         mu: Difference up to which the loss is about quadratic, > 0.
@@ -175,8 +196,13 @@ class GHMR(nn.Module):
         momentum: Weight of the past in the number of elements per region, in [0, 1).
         loss_weight: Factor on the result.
         reduction: ``none`` or ``mean``.
+
+    Raises:
+        TypeError: A number was expected.
+        ValueError: An argument out of range, unknown reduction or ``sum``.
     """
 
+    counts_itself = True
     edges: Tensor
     acc_sum: Tensor | None
 
@@ -188,15 +214,12 @@ class GHMR(nn.Module):
         loss_weight: float = 1.0,
         reduction: str = "mean",
     ) -> None:
-        super().__init__()
-        if mu <= 0:
-            raise ValueError(f"GHMR: mu must be > 0, got {mu}")
+        super().__init__(reduction, loss_weight)
+        check_number(type(self).__name__, "mu", mu, above=0)
         self.mu = mu
         self.bins = bins
         self.momentum = momentum
-        self.loss_weight = loss_weight
-        self.reduction = resolve_reduction(reduction, "GHMR")
-        self.register_buffer("edges", _edges(bins, momentum, 1e3, "GHMR"))
+        self.register_buffer("edges", _edges(bins, momentum, GHMR_LAST_EDGE, "GHMR"))
         self.register_buffer("acc_sum", torch.zeros(bins) if momentum > 0 else None)
 
     def forward(
@@ -216,10 +239,13 @@ class GHMR(nn.Module):
             avg_factor: Not used, see above; accepted because heads pass it.
             reduction_override: Used instead of ``reduction``.
 
+        Returns:
+            0-d; the shape of ``pred`` with reduction ``none``.
+
         Raises:
             ValueError: Unknown reduction or ``sum``, or shapes that do not fit.
         """
-        reduction = resolve_counted_reduction(reduction_override or self.reduction, "GHMR")
+        self.resolve(avg_factor, reduction_override)
         pred, target = full_precision(pred, target)
         label_weight = torch.ones_like(pred) if label_weight is None else label_weight.to(pred.dtype)
         for name, value in (("target", target), ("label_weight", label_weight)):
@@ -227,5 +253,6 @@ class GHMR(nn.Module):
                 raise ValueError(f"GHMR: {name} {tuple(value.shape)} does not fit pred {tuple(pred.shape)}")
         loss, gradient = authentic_smooth_l1_loss(pred, target, self.mu)
         total = label_weight.sum().clamp(min=1)
-        weight = density_weights(gradient, label_weight > 0, total, self.edges, self.momentum, self.acc_sum)
-        return self.loss_weight * weight_reduce_loss(loss, weight, reduction, total)
+        edges = _open_to(GHMR_LAST_EDGE, self.edges)
+        weight = density_weights(gradient, label_weight > 0, total, edges, self.momentum, self.acc_sum)
+        return self.reduced(loss, weight, total, reduction_override)

@@ -1,4 +1,7 @@
-"""Squared error of similarities that should be 0 or 1, with margins and mined negatives."""
+"""Squared error of similarities that should be 0 or 1, with margins and mined negatives.
+
+As in QDTrack, Pang et al., https://arxiv.org/abs/2006.06664.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def keep_negatives(negative: Tensor, num: Tensor, rank_by: Tensor) -> Tensor:
 
 @MODELS.register_module()
 class L2Loss(ElementwiseLoss):
-    """Squared error; targets are 1 for positives and 0 for negatives.
+    """Squared error; targets are 1 for positives and 0 for negatives. Also registered as ``MarginL2Loss``.
 
     The mean is over the elements of positive weight that are left after mining, whatever ``avg_factor`` says;
     therefore ``sum``, which excludes an average factor, is refused.

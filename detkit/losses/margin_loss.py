@@ -7,7 +7,6 @@ from detkit.registry import MODELS
 
 __all__ = ["MarginL2Loss"]
 
-
-@MODELS.register_module()
-class MarginL2Loss(L2Loss):
-    """:class:`L2Loss` under the name that QDTrack's embedding head uses; targets may be integers."""
+# The name that QDTrack's embedding head uses.
+MarginL2Loss = L2Loss
+MODELS.register_module("MarginL2Loss", module=MarginL2Loss)

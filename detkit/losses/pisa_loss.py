@@ -107,13 +107,17 @@ def isr_p(
         bbox_coder.decode(pos_rois, pos_pred), bbox_coder.decode(pos_rois, offsets[index]), is_aligned=True
     )
     rank = iou_hierarchical_local_rank(ious, _distinct_objects(sampling_results), pos_labels)
-    old = label_weights[index].to(ious.dtype)
-    num_max = rank.max() + 1  # samples of the largest class, eq. 2
-    new = (bias + (1 - bias) * old * (num_max - rank) / num_max).pow(k)
     loss = _per_sample(loss_cls(cls_score, pos_labels, reduction_override="none"))
-    total = (loss * new).sum()
-    new = new * torch.where(total > 0, (loss * old).sum() / total, 1)
+    new = _importance(rank, label_weights[index].to(ious.dtype), loss, k, bias)
     return labels, label_weights.scatter(0, index, new.to(label_weights.dtype)), offsets, offset_weights
+
+
+def _importance(rank: Tensor, old: Tensor, loss: Tensor, k: float, bias: float) -> Tensor:
+    """Weights (P,) by rank, eq. 2 and 3, with which ``loss`` stays in sum what it was with the ``old`` ones, eq. 4."""
+    num_max = rank.max() + 1  # samples of the largest class
+    new = (bias + (1 - bias) * old * (num_max - rank) / num_max).pow(k)
+    total = (loss * new).sum()
+    return new * torch.where(total > 0, (loss * old).sum() / total, 1)
 
 
 def _distinct_objects(sampling_results: Sequence[_Sampled]) -> Tensor:

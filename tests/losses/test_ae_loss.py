@@ -48,3 +48,15 @@ def test_wrong_matches_are_refused():
         AssociativeEmbeddingLoss()(embedding, embedding, [[[[0, 0], [0, 3]]]])
     with pytest.raises(ValueError, match=r"AssociativeEmbeddingLoss: pred \(1, 1, 2, 3\).* matches of 2 images"):
         AssociativeEmbeddingLoss()(embedding, embedding, [[], []])
+
+
+@pytest.mark.parametrize("pair", [[[0, 0]], [[0, 0], [1, 1], [1, 2]], [[0, 0], [1]]])
+def test_an_object_needs_two_corners(pair):
+    embedding = torch.zeros(2, 1, 2, 3)
+    with pytest.raises(ValueError, match=r"Loss: image 1 has an object .*; expected its two corners"):
+        AssociativeEmbeddingLoss()(embedding, embedding, [[], [pair]])
+
+
+def test_factors_are_numbers():
+    with pytest.raises(TypeError, match="AssociativeEmbeddingLoss: pull_weight must be a number, got '1'"):
+        AssociativeEmbeddingLoss(pull_weight="1")

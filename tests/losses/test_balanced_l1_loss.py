@@ -17,6 +17,19 @@ def test_by_hand():
     torch.testing.assert_close(loss, torch.tensor([4.5 + 1.5 / b - 0.5 * 2]))
 
 
+def test_the_linear_part_begins_at_beta():
+    # At beta 2 the values meet; the slopes are 3/2 + 1/2 (1 - 2) / (2 e^3) below, and 3/2 from it on.
+    pred = torch.tensor([2 - 1e-12, 2.0], dtype=torch.float64, requires_grad=True)
+    loss = balanced_l1_loss(pred, torch.zeros(2), beta=2.0)
+    torch.testing.assert_close(loss[0], loss[1])
+    (slope,) = torch.autograd.grad(loss.sum(), pred)
+    torch.testing.assert_close(slope, torch.tensor([1.5 - 0.25 * math.exp(-3), 1.5], dtype=torch.float64))
+
+
+def test_an_empty_target_is_nothing_to_learn():
+    assert BalancedL1Loss()(torch.ones(5, 4), torch.zeros(0, 4)) == 0
+
+
 def test_slope_grows_to_gamma_and_stays():
     pred = torch.tensor([0.0, 0.5, 1 - 1e-9, 1.0, 5.0], dtype=torch.float64, requires_grad=True)
     loss = balanced_l1_loss(pred, torch.zeros_like(pred), alpha=0.4, gamma=1.2)

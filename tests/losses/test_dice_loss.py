@@ -55,3 +55,12 @@ def test_arguments_by_position_are_in_the_order_of_every_loss():
 def test_softmax_is_refused():
     with pytest.raises(ValueError, match="DiceLoss: use_sigmoid=False has no definition"):
         DiceLoss(use_sigmoid=False)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"DiceLoss: pred has shape \(5,\), expected \(N, ...\)"):
+        DiceLoss()(torch.zeros(5), torch.zeros(5))
+    with pytest.raises(ValueError, match=r"DiceLoss: weight \(2, 3\) does not fit losses \(2,\)"):
+        DiceLoss()(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2, 3))
+    with pytest.raises(ValueError, match="DiceLoss: eps must be > 0, got 0"):
+        DiceLoss(eps=0)

@@ -5,7 +5,19 @@ import math
 import pytest
 import torch
 
-from detkit.losses import EIoULoss, bounded_iou_loss, ciou_loss, diou_loss, eiou_loss, giou_loss, iou_loss, siou_loss
+from detkit.losses import (
+    CIoULoss,
+    DIoULoss,
+    EIoULoss,
+    SIoULoss,
+    bounded_iou_loss,
+    ciou_loss,
+    diou_loss,
+    eiou_loss,
+    giou_loss,
+    iou_loss,
+    siou_loss,
+)
 
 SQUARE = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
 
@@ -161,6 +173,18 @@ def test_disjoint_boxes_are_drawn_together(function):
     function(pred, SQUARE).sum().backward()
     # Descending moves the far corner of a box, which lies left and above, to the right and down.
     assert (pred.grad[0, 2:] < 0).all()
+
+
+@every_loss
+def test_boxes_are_compared_one_by_one(function):
+    with pytest.raises(ValueError, match=r"IoULoss: pred \(2, 4\) and target \(1, 4\) differ in shape"):
+        function(SQUARE.expand(2, 4), SQUARE)
+
+
+@pytest.mark.parametrize("build", [DIoULoss, CIoULoss, EIoULoss, SIoULoss])
+def test_eps_must_be_positive(build):
+    with pytest.raises(ValueError, match=rf"{build.__name__}: eps must be > 0, got 0"):
+        build(eps=0)
 
 
 def test_smooth_point_must_be_positive():

@@ -132,8 +132,14 @@ def test_wrong_arguments_are_refused_by_name():
         GHMC(use_sigmoid=False)
     with pytest.raises(ValueError, match=r"GHMR: mu must be > 0, got 0"):
         GHMR(mu=0)
-    with pytest.raises(ValueError, match=r"GHMC: expected bins >= 1 and momentum in \[0, 1\), got 10 and 1"):
+    with pytest.raises(ValueError, match="GHMC: momentum must be < 1, got 1"):
         GHMC(momentum=1)
+    with pytest.raises(ValueError, match=r"GHMR: momentum must be >= 0, got -0\.5"):
+        GHMR(momentum=-0.5)
+    with pytest.raises(ValueError, match="GHMR: bins must be >= 1, got 0"):
+        GHMR(bins=0)
+    with pytest.raises(TypeError, match=r"GHMC: bins must be an integer, got 2\.5"):
+        GHMC(bins=2.5)
     with pytest.raises(ValueError, match=r"GHMC: label_weight \(3,\) does not fit target \(2,\)"):
         GHMC()(pred, torch.zeros(2, dtype=torch.int64), torch.ones(3))
     with pytest.raises(ValueError, match=r"GHMC: target \(2, 2\) does not fit pred \(2, 3\)"):
@@ -148,4 +154,25 @@ def test_wrong_arguments_are_refused_by_name():
 def test_a_sum_is_refused_with_the_reason(build):
     pred = torch.zeros(2, 3)
     with pytest.raises(ValueError, match=rf"{build.__name__}: reduction 'sum' excludes the avg_factor"):
-        build(reduction="sum")(pred, pred)
+        build(reduction="sum")
+    with pytest.raises(ValueError, match=rf"{build.__name__}: reduction 'sum' excludes the avg_factor"):
+        build()(pred, pred, reduction_override="sum")
+
+
+@pytest.mark.parametrize("build", [GHMC, GHMR])
+def test_weights_of_less_than_1_in_sum_divide_by_1(build):
+    pred, target = torch.tensor([[2.0, -1.0]]), torch.zeros(1, 2)
+    weight = torch.tensor([[0.25, 0.0]])
+    values = build(bins=1, reduction="none")(pred, target, weight)
+    # One element counts, in one region: its weight is the total, 1.
+    assert values[0, 0] > 0
+    torch.testing.assert_close(build(bins=1)(pred, target, weight), values.sum())
+    expected = {GHMC: -math.log(1 - torch.tensor(2.0).sigmoid().item()), GHMR: math.hypot(2, 0.02) - 0.02}[build]
+    torch.testing.assert_close(values, torch.tensor([[expected, 0.0]]))
+
+
+def test_a_module_in_half_precision_still_sees_what_is_entirely_wrong():
+    # A gradient norm of exactly 1 lies in the last region, whose end half precision rounds to 1.
+    pred, target = torch.tensor([[100.0], [0.0]]), torch.zeros(2, 1)
+    torch.testing.assert_close(GHMC().half()(pred, target), GHMC()(pred, target))
+    assert GHMC(reduction="none").half()(pred, target)[0] > 0

@@ -53,6 +53,17 @@ def test_giou_loss_by_hand(pred, expected):
     torch.testing.assert_close(giou_loss(torch.tensor([pred]), BOX), torch.tensor([expected]))
 
 
+def test_eps_is_the_least_area_of_giou():
+    # Two points, 2 apart in x: no union, no enclosing area. With eps 4: IoU 0 / 4, and (0 - 4) / 4 of it is missing.
+    pred, target = torch.tensor([[2.0, 0.0, 2.0, 0.0]]), torch.zeros(1, 4)
+    torch.testing.assert_close(giou_loss(pred, target, eps=4.0), torch.tensor([1.0]))
+    # Squares of side 1, the gap 1: union 2, enclosing 3; with eps 8 both are 8, with eps 2.5 the union is.
+    pred, target = torch.tensor([[2.0, 0.0, 3.0, 1.0]]), torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    torch.testing.assert_close(giou_loss(pred, target, eps=8.0), torch.tensor([1.0]))
+    torch.testing.assert_close(giou_loss(pred, target, eps=2.5), torch.tensor([1 + 0.5 / 3]))
+    torch.testing.assert_close(GIoULoss(eps=2.5)(pred, target), torch.tensor(1 + 0.5 / 3))
+
+
 def test_bounded_iou_loss_by_hand():
     # Shifted by 1 of 10: the IoU is at most (10 - 2) / (10 + 2), a loss of 1/3; half as high: at most 1/2.
     pred = torch.tensor([[1.0, 2.5, 11.0, 7.5]])
@@ -84,6 +95,33 @@ def test_leading_dimensions_are_free_and_anything_but_boxes_is_refused(build):
         build()(torch.zeros(1, 5), torch.zeros(1, 5))
     with pytest.raises(ValueError, match=rf"{build.__name__}: pred \(2, 4\) and target \(1, 4\) differ in shape"):
         build()(torch.zeros(2, 4), torch.zeros(1, 4))
+
+
+def test_an_empty_target_hides_no_error():
+    for target in (torch.zeros(0, 7), torch.zeros(0, 4)):
+        with pytest.raises(ValueError, match=r"GIoULoss: pred \(5, 4\) and target \(0, \d\) differ in shape"):
+            GIoULoss()(torch.zeros(5, 4), target)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_weights_of_whole_numbers(dtype):
+    pred, target = BOX.expand(2, 4) + torch.tensor([[1.0], [2.0]]), BOX.expand(2, 4)
+    per_box = torch.tensor([1, 0])
+    for weight in (per_box, per_box.unsqueeze(1).expand(2, 4)):
+        torch.testing.assert_close(IoULoss()(pred, target, weight.to(dtype)), IoULoss()(pred, target, weight.float()))
+
+
+@pytest.mark.parametrize("build", [IoULoss, GIoULoss, BoundedIoULoss])
+@pytest.mark.parametrize("eps", [0, -1])
+def test_eps_must_be_positive(build, eps):
+    with pytest.raises(ValueError, match=rf"{build.__name__}: eps must be > 0, got {eps}"):
+        build(eps=eps)
+
+
+@pytest.mark.parametrize("function", [iou_loss, giou_loss, bounded_iou_loss])
+def test_the_functions_take_no_weight_by_position(function):
+    with pytest.raises(TypeError, match="positional argument"):
+        function(BOX, BOX, torch.ones(1))
 
 
 def test_beta_must_be_positive():

@@ -34,3 +34,9 @@ def test_only_the_student_learns():
 def test_temperature_below_1_is_refused():
     with pytest.raises(ValueError, match="KnowledgeDistillationKLDivLoss: T must be >= 1, got 0"):
         KnowledgeDistillationKLDivLoss(T=0)
+
+
+def test_a_weight_per_class_is_refused():
+    logits = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=r"KnowledgeDistillationKLDivLoss: weight \(2, 3\) does not fit losses \(2,\)"):
+        KnowledgeDistillationKLDivLoss()(logits, logits, torch.ones(2, 3))

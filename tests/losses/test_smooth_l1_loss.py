@@ -26,3 +26,20 @@ def test_smooth_l1_is_l1_in_the_limit():
 def test_beta_must_be_positive():
     with pytest.raises(ValueError, match="SmoothL1Loss: beta must be > 0, got 0"):
         SmoothL1Loss(beta=0)
+
+
+@pytest.mark.parametrize("loss", [L1Loss(), SmoothL1Loss()])
+def test_an_empty_target_is_nothing_to_learn(loss):
+    pred = torch.ones(5, 4, requires_grad=True)
+    for target in (torch.zeros(0, 4), torch.zeros(0)):
+        value = loss(pred, target)
+        assert value == 0
+        assert not torch.autograd.grad(value, pred)[0].any()
+    assert loss(pred, torch.zeros(0, 4), reduction_override="none").shape == (5, 4)
+
+
+def test_beta_is_a_number_given_by_name():
+    with pytest.raises(TypeError, match="SmoothL1Loss: beta must be a number, got '1'"):
+        SmoothL1Loss(beta="1")
+    with pytest.raises(TypeError, match="positional argument"):
+        smooth_l1_loss(torch.zeros(2), torch.zeros(2), torch.ones(2))

@@ -38,3 +38,8 @@ def test_other_forms_and_shapes_are_refused():
         TripletLoss(hard_mining=False)
     with pytest.raises(ValueError, match=r"TripletLoss: inputs \(3, 2\) and targets \(2,\)"):
         TripletLoss()(torch.zeros(3, 2), torch.zeros(2))
+
+
+def test_a_negative_margin_is_refused():
+    with pytest.raises(ValueError, match="TripletLoss: margin must be >= 0, got -1"):
+        TripletLoss(margin=-1)
