@@ -18,7 +18,7 @@ def balanced_l1_loss(
 ) -> Tensor:
     """Smooth L1 with a larger gradient for small differences.
 
-    The paper has ``beta`` = 1; for another one the two parts do not quite meet, as in MMDetection.
+    The paper has ``beta`` = 1; for another one the slopes of the two parts do not quite meet, as in MMDetection.
 
     Args:
         pred: (...).

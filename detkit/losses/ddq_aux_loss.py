@@ -9,7 +9,7 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from detkit.losses.reduction import reduce_mean
+from detkit.losses.reduction import check_number, reduce_mean
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
@@ -49,6 +49,10 @@ class DDQAuxLoss(nn.Module):
         loss_bbox: Config of the box loss, with a value per box; None is GIoU of weight 2.
         train_cfg: ``assigner`` (config), ``alpha`` and ``beta`` (exponents of score and IoU in the metric, 1 and
             6); None is TopkHungarianAssigner with 8 predictions per object.
+
+    Raises:
+        KeyError: ``train_cfg`` has an unknown key, or a config has no type.
+        ValueError: ``train_cfg`` has no assigner, or an exponent is negative.
     """
 
     def __init__(
@@ -58,15 +62,22 @@ class DDQAuxLoss(nn.Module):
         train_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        train_cfg = train_cfg or {"assigner": {"type": "TopkHungarianAssigner", "topk": 8}}
+        if train_cfg is None:
+            train_cfg = {"assigner": {"type": "TopkHungarianAssigner", "topk": 8}}
+        if loss_cls is None:
+            loss_cls = {"type": "QualityFocalLoss", "activated": True}
+        if loss_bbox is None:
+            loss_bbox = {"type": "GIoULoss", "loss_weight": 2.0}
         check_keys(train_cfg, {"assigner", "alpha", "beta"}, "train_cfg")
         if "assigner" not in train_cfg:
             raise ValueError(f"DDQAuxLoss: train_cfg needs an assigner, got {dict(train_cfg)}")
-        self.loss_cls = MODELS.build(loss_cls or {"type": "QualityFocalLoss", "activated": True})
-        self.loss_bbox = MODELS.build(loss_bbox or {"type": "GIoULoss", "loss_weight": 2.0})
+        self.loss_cls = MODELS.build(loss_cls)
+        self.loss_bbox = MODELS.build(loss_bbox)
         self.assigner = TASK_UTILS.build(train_cfg["assigner"])
         self.alpha = train_cfg.get("alpha", 1)
         self.beta = train_cfg.get("beta", 6)
+        for name, value in (("alpha", self.alpha), ("beta", self.beta)):
+            check_number("DDQAuxLoss", f"train_cfg.{name}", value, low=0)
 
     def loss(
         self,
@@ -90,7 +101,11 @@ class DDQAuxLoss(nn.Module):
 
         Returns:
             ``aux_loss_cls`` and ``aux_loss_bbox``, 0-d.
+
+        Raises:
+            ValueError: Shapes or numbers of images that do not fit.
         """
+        _check_batch(cls_scores, bbox_preds, len(gt_bboxes), len(gt_labels), len(img_metas))
         cls_scores, bbox_preds = full_precision(cls_scores, bbox_preds)
         ground_truth = GroundTruth.from_instances(
             [InstanceData(bboxes=boxes, labels=labels) for boxes, labels in zip(gt_bboxes, gt_labels, strict=True)]
@@ -130,14 +145,26 @@ class DDQAuxLoss(nn.Module):
             valid = ground_truth.valid[index]
             own = ground_truth.boxes[index][valid], ground_truth.labels[index][valid]
             result = self.assigner.assign(scores[index], boxes[index], *own, img_meta, self.alpha, self.beta)
-            rows.append(
-                (result.gt_inds, *(_dense(v, result.gt_inds) for v in (result.max_overlaps, result.assign_metrics)))
-            )
+            values = (result.max_overlaps, result.assign_metrics)
+            rows.append((result.gt_inds, *(_dense(v, result.gt_inds, scores.dtype) for v in values)))
         gt_inds, overlaps, metrics = (torch.stack(column) for column in zip(*rows, strict=True))
         return gt_inds, overlaps, metrics
 
 
-def _dense(values: Tensor | None, gt_inds: Tensor) -> Tensor:
+def _check_batch(cls_scores: Tensor, bbox_preds: Tensor, *num_images: int) -> None:
+    if cls_scores.dim() != 3 or bbox_preds.shape != (*cls_scores.shape[:2], 4):
+        raise ValueError(
+            f"DDQAuxLoss: cls_scores {tuple(cls_scores.shape)} and bbox_preds {tuple(bbox_preds.shape)}; "
+            "expected (N, A, C) and (N, A, 4)"
+        )
+    if set(num_images) != {len(cls_scores)}:
+        raise ValueError(
+            f"DDQAuxLoss: cls_scores of {len(cls_scores)} images, but gt_bboxes, gt_labels and img_metas of "
+            f"{', '.join(map(str, num_images))}"
+        )
+
+
+def _dense(values: Tensor | None, gt_inds: Tensor, dtype: torch.dtype) -> Tensor:
     """Values per prediction (A,) of values per positive (P,); None where there is no positive."""
-    dense = torch.zeros(gt_inds.shape, device=gt_inds.device)
-    return dense if values is None else dense.masked_scatter(gt_inds > 0, values)
+    dense = torch.zeros(gt_inds.shape, device=gt_inds.device, dtype=dtype)
+    return dense if values is None else dense.masked_scatter(gt_inds > 0, values.to(dtype))

@@ -5,7 +5,6 @@ import torch
 
 from detkit.losses import DDQAuxLoss, GIoULoss, QualityFocalLoss
 from detkit.losses.ddq_aux_loss import aligned_quality
-from detkit.losses.reduction import reduce_mean
 from detkit.registry import MODELS, TASK_UTILS
 
 NUM_CLASSES = 3
@@ -100,6 +99,10 @@ def test_an_assigner_that_knows_no_batches(counts):
     expected = loss.loss(*data)
     loss.assigner = OneByOne()
     torch.testing.assert_close(loss.loss(*data), expected)
+    double = [value.detach().double() for value in data[:2]]
+    boxes = [value.double() for value in data[2]]
+    for found, value in zip(loss.loss(*double, boxes, *data[3:]).values(), expected.values(), strict=True):
+        torch.testing.assert_close(found, value, check_dtype=False)
 
 
 def test_without_objects_it_is_a_zero_with_gradient():
@@ -132,10 +135,35 @@ def test_train_cfg_is_read_strictly():
 
 
 def test_the_divisor_is_the_mean_over_processes(monkeypatch):
-    """As if a second process had brought 3."""
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(1.5))
-    value = torch.tensor(5.0)
-    torch.testing.assert_close(reduce_mean(value), torch.tensor(4.0))
-    assert value == 5
+    data = batch(2, 4)
+    loss = DDQAuxLoss()
+    expected = loss.loss(*data)
+    divisors = []
+
+    def twice(value):
+        divisors.append(value)
+        return 2 * value
+
+    monkeypatch.setattr("detkit.losses.ddq_aux_loss.reduce_mean", twice)
+    torch.testing.assert_close(loss.loss(*data), {name: value / 2 for name, value in expected.items()})
+    assert divisors[0] > 1
+    assert not divisors[0].requires_grad
+
+
+def test_what_does_not_fit_is_refused():
+    scores, preds, gt_bboxes, gt_labels, metas = batch(2, 4)
+    loss = DDQAuxLoss()
+    with pytest.raises(ValueError, match=r"cls_scores \(2, 20, 3\) and bbox_preds \(2, 10, 4\); expected \(N, A, C\)"):
+        loss.loss(scores, preds[:, :10], gt_bboxes, gt_labels, metas)
+    with pytest.raises(ValueError, match="cls_scores of 2 images, but gt_bboxes, gt_labels and img_metas of 2, 1, 2"):
+        loss.loss(scores, preds, gt_bboxes, gt_labels[:1], metas)
+
+
+def test_an_empty_config_is_not_the_default():
+    with pytest.raises(ValueError, match=r"DDQAuxLoss: train_cfg needs an assigner, got {}"):
+        DDQAuxLoss(train_cfg={})
+    for name in ("loss_cls", "loss_bbox"):
+        with pytest.raises((KeyError, TypeError), match="type"):
+            DDQAuxLoss(**{name: {}})
+    with pytest.raises(ValueError, match=r"DDQAuxLoss: train_cfg\.beta must be >= 0, got -1"):
+        DDQAuxLoss(train_cfg={"assigner": ASSIGNER, "beta": -1})

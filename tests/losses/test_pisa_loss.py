@@ -258,3 +258,28 @@ def test_traces_into_one_graph():
     torch.testing.assert_close(found, carl_loss(*arguments, num_class=NUM_CLASSES))
     found = torch.compile(reweigh, backend="eager", fullgraph=True)(data)
     torch.testing.assert_close(found, reweigh(data))
+
+
+def test_isr_p_gives_constants():
+    data = batch()
+    data.cls_score.requires_grad_()
+    data.bbox_pred.requires_grad_()
+    assert not reweigh(data)[1].requires_grad
+
+
+def test_isr_p_of_half_precision_is_computed_in_float32():
+    half, full = batch(), batch()
+    for name in ("cls_score", "bbox_pred"):
+        setattr(half, name, getattr(half, name).half())
+        setattr(full, name, getattr(half, name).float())
+    torch.testing.assert_close(reweigh(half)[1], reweigh(full)[1])
+
+
+def test_carl_of_one_positive_is_its_loss_whatever_its_score():
+    data = batch(counts=((1, 0),))
+    data.cls_score[:] = torch.where(torch.arange(NUM_CLASSES + 1) == data.labels, -3.0, 0.0)  # a weight below 1
+    found = carl_loss(
+        data.cls_score, data.labels, data.bbox_pred, data.offsets, SmoothL1Loss(), bias=0.0, num_class=NUM_CLASSES
+    )
+    expected = SmoothL1Loss(reduction="sum")(data.bbox_pred, data.offsets)
+    torch.testing.assert_close(found["loss_carl"], expected[None])

@@ -100,7 +100,7 @@ def test_an_entry_by_hand():
     assert "Source: Focal loss, Lin et al., [arXiv 1708.02002](https://arxiv.org/abs/1708.02002)." in entry
     assert config_of("IoULoss")["eps"] == 1e-6
     # By the function of its name, as its file has no paper and its forward is the general one.
-    assert "- `target`: Boxes (..., 4), compared one by one.\n" in ENTRIES["GIoULoss"]
+    assert "- `target`: Same shape, compared one by one.\n" in ENTRIES["GIoULoss"]
     assert "algorithm 2, [arXiv 1902.09630]" in ENTRIES["GIoULoss"]
 
 
