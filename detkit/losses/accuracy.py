@@ -24,11 +24,13 @@ def accuracy(
 
     Raises:
         TypeError: ``topk`` is neither a number nor a tuple.
-        ValueError: More than C classes are asked for, or the shapes do not fit.
+        ValueError: No class or more than C classes are asked for, or the shapes do not fit.
     """
     if not isinstance(topk, (int, tuple)):
         raise TypeError(f"accuracy: topk is a number or a tuple of numbers, got {topk!r}")
     ks = topk if isinstance(topk, tuple) else (topk,)
+    if not ks or min(ks) < 1:
+        raise ValueError(f"accuracy: topk is one number or several, each >= 1, got {topk!r}")
     if len(pred) == 0:
         result = [pred.new_zeros(()) for _ in ks]
     else:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from detkit.losses.accuracy import foreground_accuracy
-from detkit.losses.labels import check_range, one_hot
-from detkit.losses.reduction import match_weight, resolve_reduction, weight_reduce_loss
+from detkit.losses.labels import check_num_classes, check_range, class_weight_tensor, has_classes
+from detkit.losses.reduction import ElementwiseLoss, check_number, match_weight
 from detkit.registry import MODELS
 from detkit.structures.precision import full_precision
 
@@ -21,7 +21,7 @@ INITIAL_RATIO = 100.0
 
 
 @MODELS.register_module()
-class EQLV2Loss(nn.Module):
+class EQLV2Loss(ElementwiseLoss):
     """Sigmoid cross entropy, weighed by the ratio of positive to negative gradient that each class received.
 
     The last of C + 1 logits tells background from objects and is not weighed.
@@ -34,12 +34,18 @@ class EQLV2Loss(nn.Module):
         num_classes: C.
         use_distributed: Sum the gradients over all processes.
         mu: Ratio at which the weight is one half.
-        alpha: How much positives gain where negatives are weighed down.
-        gamma: Steepness of the weight.
+        alpha: How much positives gain where negatives are weighed down, >= 0.
+        gamma: Steepness of the weight, >= 0.
         vis_grad: MMDetection's switch for drawing gradients; nothing is drawn.
         test_with_obj: Multiply class scores with 1 - background.
+
+    Raises:
+        TypeError: A number was expected.
+        ValueError: A number out of range, an unknown reduction, ``use_sigmoid=False``, or a ``class_weight`` of
+            another length.
     """
 
+    weight_per_sample = True
     custom_cls_channels = True
     custom_activation = True
     custom_accuracy = True
@@ -62,17 +68,21 @@ class EQLV2Loss(nn.Module):
         vis_grad: bool = False,
         test_with_obj: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(reduction, loss_weight)
+        name = type(self).__name__
         if not use_sigmoid:
-            raise ValueError("EQLV2Loss: use_sigmoid=False has no definition")
-        if class_weight is not None and len(class_weight) != num_classes + 1:
+            raise ValueError(f"{name}: use_sigmoid=False has no definition")
+        check_number(name, "num_classes", num_classes, low=1, whole=True)
+        check_number(name, "mu", mu)
+        check_number(name, "alpha", alpha, low=0)
+        check_number(name, "gamma", gamma, low=0)
+        weights = class_weight_tensor(class_weight, name)
+        if weights is not None and len(weights) != num_classes + 1:
             raise ValueError(
-                f"EQLV2Loss: class_weight needs {num_classes + 1} numbers, one per class and one for background, "
-                f"got {len(class_weight)}"
+                f"{name}: class_weight needs {num_classes + 1} numbers, one per class and one for background, "
+                f"got {len(weights)}"
             )
         self.use_sigmoid = use_sigmoid
-        self.reduction = resolve_reduction(reduction, "EQLV2Loss")
-        self.loss_weight = loss_weight
         self.num_classes = num_classes
         self.use_distributed = use_distributed
         self.mu = mu
@@ -80,7 +90,6 @@ class EQLV2Loss(nn.Module):
         self.gamma = gamma
         self.vis_grad = vis_grad
         self.test_with_obj = test_with_obj
-        weights = None if class_weight is None else torch.tensor(class_weight, dtype=torch.float32)
         self.register_buffer("class_weight", weights, persistent=False)
         self.register_buffer("pos_grad", torch.zeros(num_classes))
         self.register_buffer("neg_grad", torch.zeros(num_classes))
@@ -107,31 +116,39 @@ class EQLV2Loss(nn.Module):
             Scalar; (N,) with reduction ``none``.
 
         Raises:
-            ValueError: Unknown reduction, or shapes that do not fit.
-            RuntimeError: A label above C, on the CPU.
+            ValueError: Unknown reduction, ``sum`` with ``avg_factor``, or shapes that do not fit.
+            RuntimeError: A label above C, see ``check_range``.
         """
-        reduction = resolve_reduction(reduction_override or self.reduction, "EQLV2Loss")
+        reduction = self.resolve(avg_factor, reduction_override)
+        name = type(self).__name__
         (cls_score,) = full_precision(cls_score)
-        if cls_score.shape[-1] != self.num_classes + 1:
+        if cls_score.dim() != 2 or cls_score.shape[1] != self.num_classes + 1:
             raise ValueError(
-                f"EQLV2Loss: {self.num_classes + 1} channels were expected for {self.num_classes} classes, "
+                f"{name}: {self.num_classes + 1} channels were expected for {self.num_classes} classes, "
                 f"got {tuple(cls_score.shape)}"
+            )
+        if label.shape != cls_score.shape[:1] or not has_classes(label):
+            raise ValueError(
+                f"{name}: label {tuple(label.shape)} of {label.dtype} does not fit logits {tuple(cls_score.shape)}; "
+                "integers (N,) were expected"
             )
         counted = label >= 0
         label = torch.where(counted, label, self.num_classes)
-        check_range(label, self.num_classes + 1, f"EQLV2Loss: a label lies above {self.num_classes}, the background")
-        target = one_hot(label, self.num_classes + 1, "EQLV2Loss").to(cls_score.dtype)
+        check_range(label, self.num_classes + 1, f"{name}: a label lies above {self.num_classes}, the background")
+        target = label.unsqueeze(1) == torch.arange(self.num_classes + 1, device=label.device)
+        target = target.to(cls_score.dtype)
         loss = F.binary_cross_entropy_with_logits(cls_score, target, reduction="none")
         factor = self._equalize(target) * counted.unsqueeze(1)
-        weight = match_weight(weight, loss, "EQLV2Loss", per_sample=True)
+        weight = match_weight(weight, loss, name, per_sample=True)
         if weight is not None:
             factor = factor * weight
         if self.class_weight is not None:
             factor = factor * self.class_weight.to(factor.dtype)
-        self._collect(cls_score.detach(), target, factor.detach())
         if reduction == "mean" and avg_factor is None:
             avg_factor = counted.sum()
-        return self.loss_weight * weight_reduce_loss((loss * factor).sum(dim=1), None, reduction, avg_factor)
+        result = self.reduced((loss * factor).sum(dim=1), None, avg_factor, reduction_override)
+        self._collect(cls_score.detach(), target, factor.detach())
+        return result
 
     def _equalize(self, target: Tensor) -> Tensor:
         """Factor (N, C + 1) of each element, eq. 7 and 8."""
@@ -144,7 +161,7 @@ class EQLV2Loss(nn.Module):
         grad = ((cls_score.sigmoid() - target).abs() * factor)[:, :-1]
         target = target[:, :-1]
         grads = torch.stack([(grad * target).sum(dim=0), (grad * (1 - target)).sum(dim=0)]).to(self.pos_grad.dtype)
-        if self.use_distributed and distributed.is_initialized():
+        if self.use_distributed and distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(grads)
         self.pos_grad += grads[0]
         self.neg_grad += grads[1]
@@ -154,8 +171,7 @@ class EQLV2Loss(nn.Module):
 
     def get_cls_channels(self, num_classes: int) -> int:
         """Channels that the head predicts for ``num_classes``: the classes and background."""
-        if num_classes != self.num_classes:
-            raise ValueError(f"EQLV2Loss: the head has {num_classes} classes, the loss num_classes={self.num_classes}")
+        check_num_classes(type(self).__name__, num_classes, self.num_classes)
         return self.get_channel_num(num_classes)
 
     def get_channel_num(self, num_classes: int) -> int:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from detkit.losses.cross_entropy_loss import cross_entropy_of_probability
-from detkit.losses.labels import check_labels, check_range
-from detkit.losses.reduction import ElementwiseLoss, resolve_reduction, weight_reduce_loss
+from detkit.losses.focal_loss import focusing
+from detkit.losses.labels import check_labels, check_probabilities, check_range
+from detkit.losses.reduction import ElementwiseLoss, check_number
 from detkit.registry import MODELS
 from detkit.structures.precision import full_precision
 
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 
-def quality_focal_loss(pred: Tensor, target: Tensor, beta: float = 2.0) -> Tensor:
+def quality_focal_loss(pred: Tensor, target: Tensor, *, beta: float = 2.0) -> Tensor:
     """Quality focal loss of logits, eq. 5.
 
     Args:
@@ -38,13 +39,13 @@ def quality_focal_loss(pred: Tensor, target: Tensor, beta: float = 2.0) -> Tenso
     return _of_logits(pred, target, beta).sum(dim=-1)
 
 
-def quality_focal_loss_with_prob(pred: Tensor, target: Tensor, beta: float = 2.0) -> Tensor:
+def quality_focal_loss_with_prob(pred: Tensor, target: Tensor, *, beta: float = 2.0) -> Tensor:
     """As :func:`quality_focal_loss`, of probabilities in [0, 1]."""
     return _of_probabilities(pred, target, beta).sum(dim=-1)
 
 
 def quality_focal_loss_of_labels(
-    pred: Tensor, label: Tensor, quality: Tensor, beta: float = 2.0, activated: bool = False
+    pred: Tensor, label: Tensor, quality: Tensor, *, beta: float = 2.0, activated: bool = False
 ) -> Tensor:
     """The same from labels, without the targets: all elements as negatives, then one of each sample by its quality.
 
@@ -65,24 +66,18 @@ def quality_focal_loss_of_labels(
         loss = _of_probabilities(pred, torch.zeros_like(pred), beta)
         own = _of_probabilities(pred.gather(1, index), quality, beta)
     else:
-        loss = F.softplus(pred) * _focus(pred.sigmoid(), beta)
+        loss = F.softplus(pred) * focusing(pred.sigmoid(), beta)
         own = _of_logits(pred.gather(1, index), quality, beta)
     return loss.scatter_(1, index, own).sum(dim=1)
 
 
 def _of_logits(pred: Tensor, target: Tensor, beta: float) -> Tensor:
     cross_entropy = F.binary_cross_entropy_with_logits(pred, target, reduction="none")
-    return cross_entropy * _focus((target - pred.sigmoid()).abs(), beta)
+    return cross_entropy * focusing((target - pred.sigmoid()).abs(), beta)
 
 
 def _of_probabilities(pred: Tensor, target: Tensor, beta: float) -> Tensor:
-    return cross_entropy_of_probability(pred, target) * _focus((target - pred).abs(), beta)
-
-
-def _focus(error: Tensor, beta: float) -> Tensor:
-    if 0 < beta < 1:  # the slope of a root is infinite at 0
-        error = error.clamp(min=torch.finfo(error.dtype).eps)
-    return error.pow(beta)
+    return cross_entropy_of_probability(pred, target) * focusing((target - pred).abs(), beta)
 
 
 def distribution_focal_loss(pred: Tensor, target: Tensor) -> Tensor:
@@ -95,7 +90,7 @@ def distribution_focal_loss(pred: Tensor, target: Tensor) -> Tensor:
     Returns:
         (N,).
     """
-    left = target.detach().floor()
+    left = target.floor()
     log_prob = pred.log_softmax(dim=-1)
     index = torch.stack([left, left + 1], dim=-1).long()
     share = torch.stack([left + 1 - target, target - left], dim=-1)
@@ -103,7 +98,7 @@ def distribution_focal_loss(pred: Tensor, target: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-class QualityFocalLoss(nn.Module):
+class QualityFocalLoss(ElementwiseLoss):
     """Focal loss whose target at the true class is the quality of the box.
 
     Args:
@@ -112,6 +107,10 @@ class QualityFocalLoss(nn.Module):
         reduction: ``none``, ``mean`` or ``sum``.
         loss_weight: Factor on the result.
         activated: Whether ``pred`` holds probabilities instead of logits.
+
+    Raises:
+        TypeError: A number was expected.
+        ValueError: A number out of range, an unknown reduction, or ``use_sigmoid=False``.
     """
 
     def __init__(
@@ -122,13 +121,12 @@ class QualityFocalLoss(nn.Module):
         loss_weight: float = 1.0,
         activated: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(reduction, loss_weight)
         if not use_sigmoid:
-            raise ValueError("QualityFocalLoss: use_sigmoid=False has no definition")
+            raise ValueError(f"{type(self).__name__}: use_sigmoid=False has no definition")
+        check_number(type(self).__name__, "beta", beta, low=0)
         self.use_sigmoid = use_sigmoid
         self.beta = beta
-        self.reduction = resolve_reduction(reduction, "QualityFocalLoss")
-        self.loss_weight = loss_weight
         self.activated = activated
 
     def forward(
@@ -149,35 +147,43 @@ class QualityFocalLoss(nn.Module):
             avg_factor: See ``weight_reduce_loss``.
             reduction_override: Used instead of ``reduction``.
 
+        Returns:
+            0-d; (N,) with reduction ``none``.
+
         Raises:
-            ValueError: Unknown reduction, or shapes that do not fit.
-            RuntimeError: A label above C, on the CPU.
+            TypeError: ``target`` is neither a tensor nor a pair of them.
+            ValueError: Unknown reduction, ``sum`` with ``avg_factor``, or shapes that do not fit.
+            RuntimeError: A label above C or a probability outside [0, 1], see ``check_range``.
         """
-        reduction = resolve_reduction(reduction_override or self.reduction, "QualityFocalLoss")
+        self.resolve(avg_factor, reduction_override)
         (pred,) = full_precision(pred)
-        if weight is not None and weight.shape != pred.shape[:1]:
-            raise ValueError(f"QualityFocalLoss: weight is per sample (N,), got {tuple(weight.shape)}")
+        if self.activated:
+            check_probabilities(pred, type(self).__name__)
         loss = self._per_class(pred, target) if isinstance(target, Tensor) else self._of_labels(pred, target)
-        return self.loss_weight * weight_reduce_loss(loss, weight, reduction, avg_factor)
+        return self.reduced(loss, weight, avg_factor, reduction_override)
 
     def _per_class(self, pred: Tensor, target: Tensor) -> Tensor:
         if target.shape != pred.shape:
             raise ValueError(
-                f"QualityFocalLoss: pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape"
+                f"{type(self).__name__}: pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape"
             )
         function = quality_focal_loss_with_prob if self.activated else quality_focal_loss
-        return function(pred, target.to(pred.dtype), self.beta)
+        return function(pred, target.to(pred.dtype), beta=self.beta)
 
     def _of_labels(self, pred: Tensor, target: Sequence[Tensor]) -> Tensor:
+        name = type(self).__name__
+        if not (isinstance(target, Sequence) and all(isinstance(part, Tensor) for part in target)):
+            raise TypeError(f"{name}: target is a tensor, or a pair of labels and qualities, got {target!r}")
         shapes = [tuple(part.shape) for part in target]
-        if shapes != [pred.shape[:1]] * 2:
+        if pred.dim() != 2 or shapes != [pred.shape[:1]] * 2:
             raise ValueError(
-                f"QualityFocalLoss: target is a pair of labels and qualities (N,) for pred {tuple(pred.shape)}, "
+                f"{name}: target is a pair of labels and qualities (N,) for pred (N, C), here {tuple(pred.shape)}; "
                 f"got {len(shapes)} tensors of shape {shapes}"
             )
         label, quality = target
-        check_labels(label.clamp(min=0), pred.shape[-1], "QualityFocalLoss")
-        return quality_focal_loss_of_labels(pred, label, quality.to(pred.dtype), self.beta, self.activated)
+        check_labels(label.clamp(min=0), pred.shape[-1], name)
+        quality = quality.to(pred.dtype)
+        return quality_focal_loss_of_labels(pred, label, quality, beta=self.beta, activated=self.activated)
 
 
 @MODELS.register_module()
@@ -190,11 +196,12 @@ class DistributionFocalLoss(ElementwiseLoss):
     same_shape = False
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        last = pred.shape[-1] - 1
-        if target.shape != pred.shape[:-1]:
+        name = type(self).__name__
+        if pred.dim() == 0 or target.shape != pred.shape[:-1]:
             raise ValueError(
-                f"DistributionFocalLoss: target {tuple(target.shape)} does not fit pred {tuple(pred.shape)}; "
+                f"{name}: target {tuple(target.shape)} does not fit pred {tuple(pred.shape)}; "
                 "distances (N,) and logits (N, n + 1) were expected"
             )
-        check_range(target, last, f"DistributionFocalLoss: a distance lies outside [0, {last})")
+        last = pred.shape[-1] - 1
+        check_range(target, last, f"{name}: a distance lies outside [0, {last})")
         return distribution_focal_loss(pred, target)

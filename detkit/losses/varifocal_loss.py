@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkit.losses.reduction import ElementwiseLoss
+from detkit.losses.focal_loss import focusing
+from detkit.losses.reduction import ElementwiseLoss, check_number
 from detkit.registry import MODELS
 
 __all__ = ["VarifocalLoss", "varifocal_loss"]
 
 
 def varifocal_loss(
-    pred: Tensor, target: Tensor, alpha: float = 0.75, gamma: float = 2.0, iou_weighted: bool = True
+    pred: Tensor, target: Tensor, *, alpha: float = 0.75, gamma: float = 2.0, iou_weighted: bool = True
 ) -> Tensor:
     """Cross entropy with the IoU of positives, in which only negatives are focused on, eq. 2.
 
@@ -27,11 +28,9 @@ def varifocal_loss(
     Returns:
         Loss per element, same shape.
     """
-    error = (pred.sigmoid() - target).abs()
-    if 0 < gamma < 1:  # the slope of a root is infinite at 0
-        error = error.clamp(min=torch.finfo(error.dtype).eps)
+    negative = alpha * focusing((pred.sigmoid() - target).abs(), gamma)
     positive = target if iou_weighted else torch.ones_like(target)
-    weight = torch.where(target > 0, positive, alpha * error.pow(gamma))
+    weight = torch.where(target > 0, positive, negative)
     return weight * F.binary_cross_entropy_with_logits(pred, target, reduction="none")
 
 
@@ -46,6 +45,10 @@ class VarifocalLoss(ElementwiseLoss):
         iou_weighted: Weigh a positive with its IoU instead of 1.
         reduction: ``none``, ``mean`` or ``sum``.
         loss_weight: Factor on the result.
+
+    Raises:
+        TypeError: A number was expected.
+        ValueError: A number out of range, an unknown reduction, or ``use_sigmoid=False``.
     """
 
     def __init__(
@@ -59,13 +62,14 @@ class VarifocalLoss(ElementwiseLoss):
     ) -> None:
         super().__init__(reduction, loss_weight)
         if not use_sigmoid:
-            raise ValueError("VarifocalLoss: use_sigmoid=False has no definition")
-        if alpha < 0:
-            raise ValueError(f"VarifocalLoss: alpha must be >= 0, got {alpha}")
+            raise ValueError(f"{type(self).__name__}: use_sigmoid=False has no definition")
+        for argument, value in (("alpha", alpha), ("gamma", gamma)):
+            check_number(type(self).__name__, argument, value, low=0)
         self.use_sigmoid = use_sigmoid
         self.alpha = alpha
         self.gamma = gamma
         self.iou_weighted = iou_weighted
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        return varifocal_loss(pred, target.to(pred.dtype), self.alpha, self.gamma, self.iou_weighted)
+        target = target.to(pred.dtype)
+        return varifocal_loss(pred, target, alpha=self.alpha, gamma=self.gamma, iou_weighted=self.iou_weighted)

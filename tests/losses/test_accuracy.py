@@ -29,6 +29,17 @@ def test_by_hand():
     torch.testing.assert_close(Accuracy(topk=1, thresh=0.65)(scores, labels), torch.tensor([25.0]))
 
 
+def test_a_score_at_the_threshold_is_not_above_it():
+    scores = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
+    torch.testing.assert_close(accuracy(scores, torch.tensor([1, 0]), thresh=0.5), torch.tensor([50.0]))
+
+
+@pytest.mark.parametrize("topk", [0, (), (1, -1)])
+def test_no_class_is_not_asked_for(topk):
+    with pytest.raises(ValueError, match="accuracy: topk is one number or several, each >= 1, got"):
+        accuracy(torch.eye(2), torch.arange(2), topk=topk)
+
+
 def test_one_number_in_a_tuple_gives_a_list():
     assert len(Accuracy()(torch.eye(2), torch.arange(2))) == 1
 

@@ -143,3 +143,45 @@ def test_what_a_head_asks():
 def test_what_does_not_fit_is_refused(call, error, message):
     with pytest.raises(error, match=f"EQLV2Loss: {message}"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("labels", "options"),
+    [
+        ([0, 4], {}),
+        ([0, 1, 2], {}),
+        ([[0], [1]], {}),
+        ([0.0, 1.0], {}),
+        ([0, 1], {"weight": torch.ones(3)}),
+        ([0, 1], {"reduction_override": "avg"}),
+        ([0, 1], {"reduction_override": "sum", "avg_factor": 1.0}),
+    ],
+)
+def test_what_is_refused_is_not_counted(labels, options):
+    loss = EQLV2Loss(num_classes=3)
+    with pytest.raises((ValueError, RuntimeError), match="EQLV2Loss: "):
+        loss(torch.zeros(2, 4), torch.tensor(labels), **options)
+    assert not loss.pos_grad.any()
+    assert not loss.neg_grad.any()
+
+
+def test_without_torch_distributed_there_is_one_process(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    monkeypatch.delattr(torch.distributed, "is_initialized")
+    EQLV2Loss(num_classes=3, use_distributed=True)(*samples())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_classes": 0}, ValueError, "num_classes must be >= 1, got 0"),
+        ({"num_classes": -1}, ValueError, "num_classes must be >= 1, got -1"),
+        ({"num_classes": 2.5}, TypeError, "num_classes must be an integer, got 2.5"),
+        ({"gamma": -1}, ValueError, "gamma must be >= 0, got -1"),
+        ({"alpha": -1}, ValueError, "alpha must be >= 0, got -1"),
+        ({"class_weight": 2.0}, ValueError, "class_weight needs a number per class, got 2.0"),
+    ],
+)
+def test_arguments_that_have_no_meaning_are_refused(options, error, message):
+    with pytest.raises(error, match=f"EQLV2Loss: {message}"):
+        EQLV2Loss(**options)

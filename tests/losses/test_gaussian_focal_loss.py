@@ -61,9 +61,10 @@ def test_no_positive_and_no_average_factor():
 
 @pytest.mark.parametrize("prob", [0.0, 1.0])
 @pytest.mark.parametrize("target", [0.0, 1.0])
-def test_certain_probabilities_stay_finite(prob, target):
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
+def test_certain_probabilities_stay_finite(prob, target, alpha):
     pred = torch.tensor([prob], requires_grad=True)
-    loss = GaussianFocalLoss()(pred, torch.tensor([target]))
+    loss = GaussianFocalLoss(alpha=alpha)(pred, torch.tensor([target]))
     (grad,) = torch.autograd.grad(loss, pred)
     assert torch.isfinite(loss)
     assert torch.isfinite(grad).all()
@@ -75,6 +76,8 @@ def test_certain_probabilities_stay_finite(prob, target):
         ({"pos_labels": None}, "pos_inds needs pos_labels"),
         ({"reduction_override": "none"}, "reduction='none'"),
         ({"target": torch.zeros(6, 2)}, r"pred \(6, 3\) and target \(6, 2\) differ"),
+        ({"pos_labels": torch.tensor([0])}, r"pos_inds and pos_labels \(P,\) .* got \(3,\), \(1,\) and \(6, 3\)"),
+        ({"pos_inds": torch.ones(3, dtype=torch.bool)}, "integers, got torch.bool and torch.int64"),
         ({"weight": torch.zeros(6)}, r"weight \(6,\) does not fit losses \(6, 3\)"),
     ],
 )
@@ -83,3 +86,30 @@ def test_what_does_not_fit_is_refused(options, message):
     arguments = {"target": target, "pos_inds": rows, "pos_labels": labels, **options}
     with pytest.raises(ValueError, match=f"GaussianFocalLoss: .*{message}"):
         GaussianFocalLoss()(pred, **arguments)
+
+
+@pytest.mark.parametrize("rows", [[6], [-1]])
+def test_a_positive_outside_the_heatmap_is_refused(rows):
+    pred, target, _, _ = heatmap()
+    with pytest.raises(RuntimeError, match=r"GaussianFocalLoss: the row of a positive lies outside \[0, 6\)"):
+        GaussianFocalLoss()(pred, target, torch.tensor(rows), torch.tensor([0]))
+    with pytest.raises(RuntimeError, match=r"GaussianFocalLoss: the class of a positive lies outside \[0, 3\)"):
+        GaussianFocalLoss()(pred, target, torch.tensor([0]), torch.tensor([3]))
+
+
+def test_the_logarithm_of_zero_is_that_of_a_small_number():
+    loss = gaussian_focal_loss(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(loss, torch.full((2,), -math.log(1e-12)))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"alpha": -1}, ValueError, "alpha must be >= 0, got -1"),
+        ({"gamma": -1}, ValueError, "gamma must be >= 0, got -1"),
+        ({"pos_weight": None}, TypeError, "pos_weight must be a number, got None"),
+    ],
+)
+def test_arguments_that_have_no_meaning_are_refused(options, error, message):
+    with pytest.raises(error, match=f"GaussianFocalLoss: {message}"):
+        GaussianFocalLoss(**options)

@@ -60,7 +60,7 @@ def test_quality_without_focus_is_cross_entropy():
 def test_quality_of_probabilities_is_that_of_logits():
     pred, _, _, target = samples()
     torch.testing.assert_close(
-        quality_focal_loss_with_prob(pred.sigmoid(), target, 2.5), quality_focal_loss(pred, target, 2.5)
+        quality_focal_loss_with_prob(pred.sigmoid(), target, beta=2.5), quality_focal_loss(pred, target, beta=2.5)
     )
 
 
@@ -78,8 +78,10 @@ def test_a_score_that_equals_its_quality_has_no_infinite_gradient(beta, activate
     [
         ((torch.zeros(2),) * 3, {}, ValueError, "target is a pair of labels and qualities .* got 3 tensors"),
         (torch.zeros(2, 4), {}, ValueError, r"pred \(2, 3\) and target \(2, 4\) differ"),
-        (torch.zeros(2, 3), {"weight": torch.ones(2, 3)}, ValueError, r"weight is per sample \(N,\), got \(2, 3\)"),
+        (torch.zeros(2, 3), {"weight": torch.ones(2, 3)}, ValueError, r"weight \(2, 3\) does not fit losses \(2,\)"),
         ((torch.tensor([0, 4]), torch.zeros(2)), {}, RuntimeError, r"a label lies outside \[0, 3\]"),
+        (None, {}, TypeError, "target is a tensor, or a pair of labels and qualities, got None"),
+        ((torch.zeros(2).long(), None), {}, TypeError, "target is a tensor, or a pair of labels and qualities"),
     ],
 )
 def test_a_quality_target_that_does_not_fit_is_refused(target, options, error, message):
@@ -111,3 +113,42 @@ def test_a_distance_without_a_bin_is_refused(distance):
 def test_distances_of_another_number_are_refused():
     with pytest.raises(ValueError, match=r"DistributionFocalLoss: target \(3,\) does not fit pred \(2, 4\)"):
         DistributionFocalLoss()(torch.zeros(2, 4), torch.zeros(3))
+
+
+@pytest.mark.parametrize("activated", [False, True])
+def test_a_root_of_an_error_of_zero_has_a_finite_gradient_from_labels(activated):
+    """beta < 1; scores without error at the own class, at the others and in a background row."""
+    certain = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    pred = (certain if activated else 400 * certain - 200).requires_grad_()
+    loss = QualityFocalLoss(activated=activated, beta=0.5)(pred, (torch.tensor([0, 2]), torch.tensor([1.0, 0.0])))
+    (grad,) = torch.autograd.grad(loss, pred)
+    assert torch.isfinite(grad).all()
+
+
+def test_probabilities_outside_0_and_1_are_refused():
+    with pytest.raises(RuntimeError, match="QualityFocalLoss: predictions are probabilities"):
+        QualityFocalLoss(activated=True)(torch.tensor([[1.5]]), (torch.tensor([0]), torch.tensor([1.0])))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"beta": -1}, ValueError, "beta must be >= 0, got -1"),
+        ({"beta": "2"}, TypeError, "beta must be a number, got '2'"),
+        ({"use_sigmoid": False}, ValueError, "use_sigmoid=False has no definition"),
+    ],
+)
+def test_arguments_that_have_no_meaning_are_refused(options, error, message):
+    with pytest.raises(error, match=f"QualityFocalLoss: {message}"):
+        QualityFocalLoss(**options)
+
+
+def test_a_distance_has_one_weight():
+    loss = DistributionFocalLoss()
+    with pytest.raises(ValueError, match=r"DistributionFocalLoss: weight \(2, 4\) does not fit losses \(2,\)"):
+        loss(torch.zeros(2, 4), torch.zeros(2), torch.ones(2, 4))
+
+
+def test_an_empty_target_is_no_target():
+    with pytest.raises(ValueError, match=r"DistributionFocalLoss: target \(0,\) does not fit pred \(2, 4\)"):
+        DistributionFocalLoss()(torch.zeros(2, 4), torch.zeros(0))

@@ -21,7 +21,9 @@ from detkit.losses import SeesawLoss, seesaw_ce_loss
     ],
 )
 def test_by_hand(logit, options, expected):
-    loss = seesaw_ce_loss(torch.tensor([[0.0, logit]]), torch.tensor([0]), torch.tensor([8.0, 2.0]), **options)
+    loss = seesaw_ce_loss(
+        torch.tensor([[0.0, logit]]), torch.tensor([0]), cum_samples=torch.tensor([8.0, 2.0]), **options
+    )
     torch.testing.assert_close(loss, torch.tensor([expected]))
 
 
@@ -49,7 +51,8 @@ def test_factors_of_every_pair_of_classes():
     cls_score, labels, seen = samples()
     cls_score, labels, options = cls_score[labels < 4, :4], labels[labels < 4], {"p": 0.8, "q": 2.0, "eps": 0.05}
     torch.testing.assert_close(
-        seesaw_ce_loss(cls_score, labels, seen[:4], **options), class_by_class(cls_score, labels, seen, **options)
+        seesaw_ce_loss(cls_score, labels, cum_samples=seen[:4], **options),
+        class_by_class(cls_score, labels, seen, **options),
     )
 
 
@@ -166,3 +169,46 @@ def test_labels_may_be_short_integers():
     torch.testing.assert_close(
         SeesawLoss(num_classes=4)(cls_score, labels.int()), SeesawLoss(num_classes=4)(cls_score, labels)
     )
+
+
+@pytest.mark.parametrize(
+    ("labels", "options"),
+    [
+        ([0, 3], {}),
+        ([0, 1, 2], {}),
+        ([0.0, 1.0], {}),
+        ([0, 1], {"label_weights": torch.ones(3)}),
+        ([0, 1], {"label_weights": torch.ones(2, 2)}),
+        ([0, 1], {"reduction_override": "avg"}),
+        ([0, 1], {"reduction_override": "sum", "avg_factor": 1.0}),
+    ],
+)
+def test_what_is_refused_is_not_counted(labels, options):
+    loss = SeesawLoss(num_classes=2)
+    with pytest.raises((ValueError, RuntimeError), match="SeesawLoss: "):
+        loss(torch.zeros(2, 4), torch.tensor(labels), **options)
+    assert not loss.cum_samples.any()
+
+
+def test_the_sum_of_both_losses_per_sample():
+    """A background sample costs its objectness only; MMDetection fails where there is one."""
+    cls_score, labels, _ = samples()
+    both = SeesawLoss(num_classes=4, reduction="none")(cls_score, labels)
+    expected = both["loss_cls_objectness"].clone()
+    expected[labels < 4] += both["loss_cls_classes"]
+    found = SeesawLoss(num_classes=4, reduction="none", return_dict=False)(cls_score, labels)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"eps": 0}, ValueError, "eps must be > 0 and <= 1, got 0"),
+        ({"p": -1}, ValueError, "p must be >= 0, got -1"),
+        ({"q": "2"}, TypeError, "q must be a number, got '2'"),
+        ({"num_classes": 0}, ValueError, "num_classes must be >= 1, got 0"),
+    ],
+)
+def test_arguments_that_have_no_meaning_are_refused(options, error, message):
+    with pytest.raises(error, match=f"SeesawLoss: {message}"):
+        SeesawLoss(**options)

@@ -46,8 +46,30 @@ def test_extreme_logits_stay_finite(logit, gamma):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"use_sigmoid": False}, "use_sigmoid=False"), ({"alpha": -1.0}, "alpha must be >= 0, got -1")],
+    [
+        ({"use_sigmoid": False}, "use_sigmoid=False"),
+        ({"alpha": -1.0}, "alpha must be >= 0, got -1"),
+        ({"gamma": -2.0}, "gamma must be >= 0, got -2"),
+    ],
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=f"VarifocalLoss: {message}"):
         VarifocalLoss(**options)
+
+
+def test_a_positive_of_hardly_any_overlap_is_none_the_less_a_positive():
+    """Unweighted, it costs its cross entropy, log 2 at a score of 1/2; a negative 0.75 (1/2)^2 of it."""
+    loss = varifocal_loss(torch.zeros(3), torch.tensor([1e-6, 0.0, -0.0]), iou_weighted=False)
+    log2 = math.log(2)
+    torch.testing.assert_close(loss, torch.tensor([log2, 0.75 * log2 / 4, 0.75 * log2 / 4]))
+
+
+def test_a_root_of_a_score_of_zero_has_a_finite_gradient():
+    pred = torch.tensor([[-200.0, 200.0]], requires_grad=True)  # in float32, scores of 0 and 1
+    (grad,) = torch.autograd.grad(VarifocalLoss(gamma=0.5)(pred, torch.tensor([[0.0, 1.0]])), pred)
+    assert torch.isfinite(grad).all()
+
+
+def test_an_empty_target_is_no_target():
+    with pytest.raises(ValueError, match=r"VarifocalLoss: pred \(2, 3\) and target \(0, 3\) differ in shape"):
+        VarifocalLoss()(torch.zeros(2, 3), torch.zeros(0, 3))
