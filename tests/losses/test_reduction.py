@@ -174,3 +174,26 @@ def test_the_mean_over_processes(monkeypatch):
     torch.testing.assert_close(mean, torch.tensor(4.0))
     assert not mean.requires_grad
     assert value == 5
+
+
+def test_leading_dimensions_are_samples():
+    weight = torch.rand(2, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(match_weight(weight, torch.ones(2, 5, 3), "Loss", per_sample=True), weight[..., None])
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
+def test_weights_per_coordinate_may_be_whole_numbers(dtype):
+    weight = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]], dtype=dtype)
+    found = match_weight(weight, torch.ones(2), "Loss", per_coordinate=True)
+    torch.testing.assert_close(found, torch.tensor([0.5, 0.0]))
+
+
+def test_a_loss_that_counts_its_samples_has_no_sum():
+    class Counting(L1Loss):
+        counts_itself = True
+
+    message = "Counting: reduction 'sum' excludes the avg_factor that this loss counts"
+    with pytest.raises(ValueError, match=message):
+        Counting(reduction="sum")
+    with pytest.raises(ValueError, match=message):
+        Counting()(LOSS, LOSS, reduction_override="sum")
