@@ -175,7 +175,7 @@ class GHMC(ElementwiseLoss):
             )
         target = target.to(pred.dtype)
         gradient = (pred.detach().sigmoid() - target).abs()
-        total = valid.sum().clamp(min=1)
+        total = valid.sum()
         edges = _open_to(GHMC_LAST_EDGE, self.edges)
         weight = density_weights(gradient, valid, total, edges, self.momentum, self.acc_sum)
         loss = F.binary_cross_entropy_with_logits(pred, target, reduction="none")

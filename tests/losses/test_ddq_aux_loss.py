@@ -89,6 +89,7 @@ class OneByOne:
         self.inner = TASK_UTILS.build(ASSIGNER)
 
     def assign(self, *args):
+        assert not any(value.requires_grad for value in args[:2])
         return self.inner.assign(*args)
 
 

@@ -175,6 +175,21 @@ def test_disjoint_boxes_are_drawn_together(function):
     assert (pred.grad[0, 2:] < 0).all()
 
 
+def test_siou_adds_eps_to_heights_alone():
+    pred, target = SQUARE, torch.tensor([[0.0, -1.0, 2.0, 3.0]])  # heights 2 and 4 about the same centre
+    upright = siou_loss(pred, target, eps=1.0)
+    lying = siou_loss(pred[:, [1, 0, 3, 2]], target[:, [1, 0, 3, 2]], eps=1.0)
+    # The relative differences are 2 / (4 + 1) and 2 / 4.
+    expected = 0.5 * ((1 - math.exp(-0.5)) ** 4 - (1 - math.exp(-0.4)) ** 4)
+    torch.testing.assert_close(lying - upright, torch.tensor([expected]))
+
+
+@every_loss
+def test_a_weight_by_position_is_refused(function):
+    with pytest.raises(TypeError, match="positional argument"):
+        function(SQUARE, SQUARE, torch.ones(1))
+
+
 @every_loss
 def test_boxes_are_compared_one_by_one(function):
     with pytest.raises(ValueError, match=r"IoULoss: pred \(2, 4\) and target \(1, 4\) differ in shape"):

@@ -118,12 +118,6 @@ def test_eps_must_be_positive(build, eps):
         build(eps=eps)
 
 
-@pytest.mark.parametrize("function", [iou_loss, giou_loss, bounded_iou_loss])
-def test_the_functions_take_no_weight_by_position(function):
-    with pytest.raises(TypeError, match="positional argument"):
-        function(BOX, BOX, torch.ones(1))
-
-
 def test_beta_must_be_positive():
     with pytest.raises(ValueError, match="BoundedIoULoss: beta must be > 0, got 0"):
         BoundedIoULoss(beta=0)

@@ -268,11 +268,21 @@ def test_isr_p_gives_constants():
 
 
 def test_isr_p_of_half_precision_is_computed_in_float32():
-    half, full = batch(), batch()
-    for name in ("cls_score", "bbox_pred"):
-        setattr(half, name, getattr(half, name).half())
-        setattr(full, name, getattr(half, name).float())
-    torch.testing.assert_close(reweigh(half)[1], reweigh(full)[1])
+    data = batch()
+    data.cls_score, data.bbox_pred = data.cls_score.half(), data.bbox_pred.half()
+    seen = []
+
+    def loss_cls(cls_score, labels, reduction_override):
+        seen.append(cls_score.dtype)
+        return CrossEntropyLoss()(cls_score, labels, reduction_override=reduction_override)
+
+    class Coder(DeltaXYWHBBoxCoder):
+        def decode(self, bboxes, deltas):
+            seen.append(deltas.dtype)
+            return super().decode(bboxes, deltas)
+
+    reweigh(data, loss_cls=loss_cls, coder=Coder())
+    assert set(seen) == {torch.float32}
 
 
 def test_carl_of_one_positive_is_its_loss_whatever_its_score():
