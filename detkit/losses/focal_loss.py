@@ -83,15 +83,21 @@ def summed_focal_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, gam
         () sum.
     """
     with_slope = logits.requires_grad and torch.is_grad_enabled()
-    total: Tensor = _SummedFocalLoss.apply(logits, labels.long(), weight, gamma, alpha, with_slope)[0]
+    total: Tensor = _SummedFocalLoss.apply(logits, labels.long(), weight, gamma, alpha, with_slope)
     return total
 
 
 class _SummedFocalLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        logits: Tensor, labels: Tensor, weight: Tensor | None, gamma: float, alpha: float, with_slope: bool
-    ) -> tuple[Tensor, Tensor | None]:
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor,
+        weight: Tensor | None,
+        gamma: float,
+        alpha: float,
+        with_slope: bool,
+    ) -> Tensor:
         num_rows, num_classes = logits.shape
         slope = torch.empty_like(logits) if with_slope else None
         row_losses = logits.new_zeros(num_rows)
@@ -103,18 +109,13 @@ class _SummedFocalLoss(torch.autograd.Function):
             )
             if slope is not None and weight is not None:
                 slope[piece].mul_(weight[piece].unsqueeze(1))
-        return (row_losses.sum() if weight is None else (row_losses * weight).sum()), slope
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
-        logits, labels, weight, ctx.gamma, ctx.alpha, _ = inputs
-        slope = output[1]
         if slope is not None:
-            ctx.mark_non_differentiable(slope)
             ctx.save_for_backward(slope, logits, labels, weight)
+            ctx.gamma, ctx.alpha = gamma, alpha
+        return row_losses.sum() if weight is None else (row_losses * weight).sum()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         slope, logits, labels, weight = ctx.saved_tensors
         if torch.is_grad_enabled():  # the slope itself is to be differentiated
             target = one_hot(labels, logits.shape[1], "FocalLoss")
@@ -190,8 +191,11 @@ def focal_loss_of_labels(
 
 
 def _is_per_row(weight: Tensor | None, labels: Tensor) -> bool:
-    """Whether the loss can be summed row by row; what a compiler traces it fuses by itself."""
-    if torch.compiler.is_compiling():
+    """Whether the loss can be summed row by row.
+
+    What a compiler traces it fuses by itself; what torch.func transforms must be made of plain operations.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     return weight is None or (weight.shape == labels.shape and not weight.requires_grad)
 
