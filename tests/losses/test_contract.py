@@ -14,6 +14,7 @@ from no_sync import NoSync
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from detkit import losses
 from detkit.losses import GHMC, GHMR, DDQAuxLoss, L2Loss, SeesawLoss
 from detkit.registry import MODELS
 
@@ -63,6 +64,39 @@ def test_the_table_holds_every_registered_loss():
     registered = {cls for cls in MODELS.module_dict.values() if cls.__module__.startswith("detkit.losses.")}
     # DDQAuxLoss has no forward: it assigns a batch of images first, and its own test holds it to the promises.
     assert {type(entry.build()) for entry in TABLE} == registered - {DDQAuxLoss}
+
+
+# Functions under names that MMDetection's have too, there with a weight as the third argument.
+WEIGHTED_THERE = [
+    losses.balanced_l1_loss,
+    losses.binary_cross_entropy,
+    losses.bounded_iou_loss,
+    losses.ciou_loss,
+    losses.cross_entropy,
+    losses.dice_loss,
+    losses.diou_loss,
+    losses.distribution_focal_loss,
+    losses.eiou_loss,
+    losses.gaussian_focal_loss,
+    losses.giou_loss,
+    losses.iou_loss,
+    losses.knowledge_distillation_kl_div_loss,
+    losses.l1_loss,
+    losses.l2_loss,
+    losses.mse_loss,
+    losses.multi_pos_cross_entropy,
+    losses.quality_focal_loss,
+    losses.sigmoid_focal_loss,
+    losses.siou_loss,
+    losses.smooth_l1_loss,
+    losses.varifocal_loss,
+]
+
+
+@pytest.mark.parametrize("function", WEIGHTED_THERE)
+def test_a_weight_by_position_is_no_other_parameter(function):
+    with pytest.raises(TypeError, match="positional argument"):
+        function(torch.zeros(1, 4), torch.zeros(1, 4), torch.ones(1))
 
 
 @every_loss
@@ -179,15 +213,16 @@ def test_nothing_gives_a_zero_with_gradient(entry, avg_factor):
 
 
 @every_loss
-def test_an_unknown_reduction_is_refused_by_name(entry):
+@pytest.mark.parametrize("unknown", ["avg", "", False])
+def test_an_unknown_reduction_is_refused_by_name(entry, unknown):
     loss, inputs, _ = prepare(entry, 6, torch.float32)
     if not has(loss, "reduction_override"):
         pytest.skip("has no reduction")
-    message = rf"{type(loss).__name__}: reduction 'avg' is not one of 'none', 'mean', 'sum'"
+    message = rf"{type(loss).__name__}: reduction {unknown!r} is not one of 'none', 'mean', 'sum'"
     with pytest.raises(ValueError, match=message):
-        entry.build(reduction="avg")
+        entry.build(reduction=unknown)
     with pytest.raises(ValueError, match=message):
-        loss(**inputs, reduction_override="avg")
+        loss(**inputs, reduction_override=unknown)
 
 
 @every_loss

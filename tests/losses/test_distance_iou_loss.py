@@ -185,12 +185,6 @@ def test_siou_adds_eps_to_heights_alone():
 
 
 @every_loss
-def test_a_weight_by_position_is_refused(function):
-    with pytest.raises(TypeError, match="positional argument"):
-        function(SQUARE, SQUARE, torch.ones(1))
-
-
-@every_loss
 def test_boxes_are_compared_one_by_one(function):
     with pytest.raises(ValueError, match=r"IoULoss: pred \(2, 4\) and target \(1, 4\) differ in shape"):
         function(SQUARE.expand(2, 4), SQUARE)
