@@ -131,7 +131,7 @@ INPUTS = {
 # What no config states, for the head that builds the module hands itself over.
 GIVEN_BY_HEAD = "context"
 # Column up to which the comments of a snippet are aligned; the last column of a line.
-ALIGN, WIDTH = 40, 120
+WIDTH = 120
 
 
 def page() -> str:
@@ -209,8 +209,7 @@ def snippet(name: str, cls: type) -> str:
     if len(lines) == 2:
         return f'dict(type="{name}")'
     lines.append((")", ""))
-    column = max((len(code) for code, text in lines if text and len(code) <= ALIGN), default=0)
-    return "\n".join(_commented(code, text, column) for code, text in lines)
+    return "\n".join(_commented(code, text) for code, text in lines)
 
 
 def _value(name: str, argument: str, parameter: inspect.Parameter) -> tuple[Any, str]:
@@ -241,12 +240,12 @@ def _code(value: Any, indent: int) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def _commented(code: str, text: str, column: int) -> str:
+def _commented(code: str, text: str) -> str:
     """A line with its comment, which goes before it where there is no room behind."""
     if not text:
         return code
-    if "\n" not in code and max(len(code), column) + len(text) + 4 <= WIDTH:
-        return f"{code:{column}}  # {text}"
+    if "\n" not in code and len(code) + len(text) + 4 <= WIDTH:
+        return f"{code}  # {text}"
     comment = " " * (len(code) - len(code.lstrip())) + "# "
     return textwrap.fill(text, WIDTH, initial_indent=comment, subsequent_indent=comment) + f"\n{code}"
 

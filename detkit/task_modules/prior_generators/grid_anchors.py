@@ -104,7 +104,7 @@ class GridAnchors:
     def valid_flags(
         self, featmap_sizes: Sequence[Size], pad_shape: Sequence[int], device: torch.device | str = "cpu"
     ) -> list[Tensor]:
-        """Which anchors of each level, (H * W * A,) bool, start inside an image of ``pad_shape``; not to be written into.
+        """Which anchors of each level, (H * W * A,) bool, start inside an image of ``pad_shape``; do not write into it.
 
         Args:
             featmap_sizes: Height and width of each level.
