@@ -96,7 +96,7 @@ def test_an_entry_by_hand():
     entry = ENTRIES["FocalLoss"]
     assert "Sigmoid focal loss over class labels or targets per class." in entry
     assert "- `pred`: Logits, or probabilities where `activated`, (N, C).\n" in entry
-    assert "    gamma=2.0,         # Focusing exponent, >= 0.\n" in entry
+    assert "    gamma=2.0,  # Focusing exponent, >= 0.\n" in entry
     assert "Source: Focal loss, Lin et al., [arXiv 1708.02002](https://arxiv.org/abs/1708.02002)." in entry
     assert config_of("IoULoss")["eps"] == 1e-6
     # By the function of its name, as its file has no paper and its forward is the general one.
@@ -114,7 +114,7 @@ def test_a_required_argument_without_an_example(tool):
 
 def test_a_long_comment_goes_before_its_line(tool):
     code, text = "    eps=1e-06,", "word " * 40
-    lines = tool._commented(code, text.strip(), 20).splitlines()
+    lines = tool._commented(code, text.strip()).splitlines()
     assert lines[-1] == code
     assert all(line.startswith("    # word") and len(line) <= 120 for line in lines[:-1])
-    assert tool._commented(code, "short", 20) == "    eps=1e-06,        # short"
+    assert tool._commented(code, "short") == "    eps=1e-06,  # short"
