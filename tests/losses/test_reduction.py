@@ -114,7 +114,7 @@ def test_a_weighted_function_widens_nothing():
 
 def test_a_weighted_function_computes_in_float32():
     pred = torch.tensor([2048.0], dtype=torch.float16)
-    assert difference(pred, torch.full_like(pred, 0.5)) == 2047.5
+    torch.testing.assert_close(difference(pred, torch.full_like(pred, 0.5)), torch.tensor(2047.5))
 
 
 @pytest.mark.parametrize(
