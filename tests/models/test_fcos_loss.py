@@ -158,3 +158,9 @@ def test_losses_wait_for_nothing_and_stay_finite(infinite):
     if not infinite:
         assert torch.isfinite(raw.grad).all()
         assert raw.grad[1].abs().sum() == 0
+
+
+def test_a_radius_in_strides_needs_them():
+    points, ranges, truth = scene()
+    with pytest.raises(ValueError, match=r"center_sample_radius=1.5 needs strides"):
+        fcos_targets(points, ranges, truth, 3, center_sample_radius=1.5)

@@ -48,7 +48,12 @@ def fcos_targets(
         num_classes: Label of the background.
         strides: (A,), for ``center_sample_radius``.
         center_sample_radius: Points must lie within this many strides of the centre; None takes the whole object.
+
+    Raises:
+        ValueError: ``center_sample_radius`` without ``strides``.
     """
+    if center_sample_radius is not None and strides is None:
+        raise ValueError(f"fcos_targets: center_sample_radius={center_sample_radius} needs strides")
     shape = (len(ground_truth.boxes), len(points))
     x, y = points.unbind(-1)
     least, most = regress_ranges.unbind(-1)

@@ -79,6 +79,7 @@ class ApproxMaxIoUAssigner:
         batch = self.assign_batch(priors, ground_truth, approxs=approxs)
         return batch.image(0, len(gt_instances))
 
+    @torch.no_grad()
     def assign_batch(
         self, priors: Tensor, ground_truth: GroundTruth, prior_valid: Tensor | None = None, *, approxs: Tensor
     ) -> BatchAssignResult:

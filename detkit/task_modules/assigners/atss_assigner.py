@@ -14,7 +14,13 @@ from detkit.structures.boxes import bbox_xyxy_to_cxcywh, get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import IGNORED, AssignResult, BatchAssignResult
-from detkit.task_modules.assigners.candidates import at_candidates, chosen_by_best, inside_boxes
+from detkit.task_modules.assigners.candidates import (
+    at_candidates,
+    check_classes,
+    chosen_by_best,
+    inside_boxes,
+    present_only,
+)
 from detkit.task_modules.assigners.chunks import chunk_slices
 from detkit.task_modules.assigners.ignored_regions import in_ignored_region
 
@@ -36,7 +42,8 @@ class ATSSAssigner:
     2. The object's threshold is the mean of its candidates' overlaps plus their standard deviation.
     3. Candidates of at least that overlap, with their centre inside the object, are positive.
     4. A prior that several objects take goes to the one it overlaps most. All others are background, or ignored
-        where they lie in an ignored region.
+        where they lie in an ignored region. Such a region moves candidates elsewhere, and so may make other priors
+        positive.
 
     Args:
         topk: Candidates of each level.
@@ -89,6 +96,7 @@ class ATSSAssigner:
         )
         return batch.image(0, len(gt_instances))
 
+    @torch.no_grad()
     def assign_batch(
         self,
         priors: Tensor,
@@ -119,6 +127,8 @@ class ATSSAssigner:
             raise ValueError(f"ATSSAssigner: levels of {list(num_level_priors)} priors do not add up to {num_priors}")
         if self.alpha is not None and (bboxes is None or scores is None):
             raise ValueError(f"ATSSAssigner: alpha={self.alpha} needs bboxes and scores of the predictions")
+        if bboxes is not None and scores is not None:
+            bboxes, scores = present_only(prior_valid, bboxes, scores)
         nothing = BatchAssignResult.without_objects(ground_truth, num_priors, prior_valid)
         if num_gts == 0 or num_priors == 0:
             return nothing
@@ -153,21 +163,23 @@ class ATSSAssigner:
         prior_x, prior_y, _, _ = bbox_xyxy_to_cxcywh(priors if priors.dim() == 3 else priors.unsqueeze(0)).unbind(-1)
         prior_x, prior_y = prior_x.contiguous().unsqueeze(1), prior_y.contiguous().unsqueeze(1)  # (1 or N, 1, A)
         gt_x, gt_y, _, _ = bbox_xyxy_to_cxcywh(ground_truth.boxes).unsqueeze(2).unbind(-1)  # (N, G, 1)
-        pieces = []
+        counts = [min(self.topk, count) for count in num_level_priors]
+        # Written into: results of their own would lie between the pieces and keep memory from being used again.
+        index = torch.empty(num_images, num_gts, sum(counts), dtype=torch.int64, device=priors.device)
+        nearest = torch.empty_like(index, dtype=gt_x.dtype)
         for some in chunk_slices(num_gts, num_images * priors.shape[-2], priors.device, least=1):
             distance = (prior_x - gt_x[:, some]).square_().add_((prior_y - gt_y[:, some]).square_())
             if ignored is not None:
                 distance.masked_fill_(ignored.unsqueeze(1), FAR)
             if prior_valid is not None:
                 distance.masked_fill_(~prior_valid.unsqueeze(1), torch.inf)
-            nearest, start = [], 0
-            for level in distance.split(list(num_level_priors), dim=2):
-                value, index = level.topk(min(self.topk, level.shape[2]), dim=2, largest=False)
-                nearest.append((index + start, value))
-                start += level.shape[2]
-            pieces.append([torch.cat(column, dim=2) for column in zip(*nearest, strict=True)])
-        index, distance = (torch.cat(column, dim=1) for column in zip(*pieces, strict=True))
-        return index, distance
+            start = place = 0
+            for level, count in zip(distance.split(list(num_level_priors), dim=2), counts, strict=True):
+                own = slice(place, place + count)
+                nearest[:, some, own], found = level.topk(count, dim=2, largest=False)
+                index[:, some, own] = found + start
+                start, place = start + level.shape[2], place + count
+        return index, nearest
 
     def _overlaps(
         self,
@@ -180,13 +192,15 @@ class ATSSAssigner:
         """Overlap (N, G, K) of each object with its candidates."""
         boxes = ground_truth.boxes.unsqueeze(2)
         if self.alpha is None:
-            return self.iou_calculator(candidate_priors, boxes).squeeze(-1)
+            return full_precision(self.iou_calculator(candidate_priors, boxes).squeeze(-1))[0]
         assert bboxes is not None
         assert scores is not None
-        iou = self.iou_calculator(at_candidates(bboxes.detach(), index), boxes).squeeze(-1)
-        label = ground_truth.labels.view(*index.shape[:2], 1, 1).expand(*index.shape, 1)
-        (scores,) = full_precision(scores.detach())
-        score = at_candidates(scores, index).gather(3, label).squeeze(3).sigmoid()
+        bboxes, scores = full_precision(bboxes, scores)
+        check_classes(ground_truth, scores.shape[2], "ATSSAssigner")
+        (iou,) = full_precision(self.iou_calculator(at_candidates(bboxes, index), boxes).squeeze(-1))
+        # The one class of each object, where whole rows of candidates would be C times as much.
+        place = index * scores.shape[2] + ground_truth.labels.unsqueeze(2)
+        score = scores.flatten(1).gather(1, place.flatten(1)).view_as(iou).sigmoid()
         return score.pow(1 - self.alpha) * iou.pow(self.alpha)
 
 

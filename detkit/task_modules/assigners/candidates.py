@@ -7,7 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Chosen", "at_candidates", "chosen_by_best", "inside_boxes", "of_class"]
+from detkit.structures.ground_truth import GroundTruth
+
+__all__ = [
+    "Chosen",
+    "at_candidates",
+    "check_classes",
+    "chosen_by_best",
+    "inside_boxes",
+    "of_class",
+    "present_only",
+]
 
 
 class Chosen(NamedTuple):
@@ -46,6 +56,25 @@ def at_candidates(values: Tensor, index: Tensor) -> Tensor:
     """Rows (N, G, K, D) of ``values`` (N, A, D) at the priors ``index`` (N, G, K)."""
     flat = index.flatten(1).unsqueeze(-1).expand(-1, -1, values.shape[-1])
     return values.gather(1, flat).unflatten(1, index.shape[1:])
+
+
+def check_classes(ground_truth: GroundTruth, num_classes: int, name: str) -> None:
+    """Refuse objects whose label is none of the ``num_classes`` that are predicted; ``name`` is who asks.
+
+    Raises:
+        RuntimeError: There is one. The check waits for no device; on a GPU it stops the process at the next wait.
+    """
+    labels = ground_truth.labels
+    if labels.device.type != "meta":
+        fine = ((labels >= 0) & (labels < num_classes)) | ~ground_truth.valid
+        torch._assert_async(fine.all(), f"{name}: the label of an object lies outside [0, {num_classes})")
+
+
+def present_only(prior_valid: Tensor | None, *predictions: Tensor) -> tuple[Tensor, ...]:
+    """Predictions (N, A, D) with zeros at priors that take no part: whatever they predict there must not count."""
+    if prior_valid is None:
+        return predictions
+    return tuple(torch.where(prior_valid.unsqueeze(-1), one, 0) for one in predictions)
 
 
 def of_class(by_class: Tensor, labels: Tensor) -> Tensor:

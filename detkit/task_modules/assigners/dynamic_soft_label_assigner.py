@@ -16,7 +16,7 @@ from detkit.structures.boxes import get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import BACKGROUND, AssignResult, BatchAssignResult
-from detkit.task_modules.assigners.candidates import inside_boxes, of_class
+from detkit.task_modules.assigners.candidates import check_classes, inside_boxes, of_class, present_only
 from detkit.task_modules.assigners.chunks import chunk_slices
 from detkit.task_modules.assigners.dynamic_k import match_dynamic_k
 
@@ -100,6 +100,7 @@ class DynamicSoftLabelAssigner:
         )
         return batch.image(0, len(gt_instances))
 
+    @torch.no_grad()
     def assign_batch(
         self,
         priors: Tensor,
@@ -119,8 +120,12 @@ class DynamicSoftLabelAssigner:
             bboxes: Predicted boxes (N, A, 4).
             scores: Logits (N, A, C).
             gt_centers: Centres (N, G, 2) of the objects as (x, y); None is those of their boxes.
+
+        Raises:
+            RuntimeError: An object's label is none of the C classes.
         """
-        priors, bboxes, scores = full_precision(priors, bboxes.detach(), scores.detach())
+        priors, bboxes, scores = full_precision(priors, *present_only(prior_valid, bboxes, scores))
+        check_classes(ground_truth, scores.shape[2], "DynamicSoftLabelAssigner")
         shape = bboxes.shape[:2]
         nothing = BatchAssignResult.without_objects(ground_truth, shape[1], prior_valid)
         boxes, num_gts = ground_truth.boxes, ground_truth.valid.shape[1]
@@ -141,7 +146,7 @@ class DynamicSoftLabelAssigner:
         by_coordinate = bboxes.transpose(1, 2).contiguous().transpose(1, 2)
 
         def pairs(some: slice) -> tuple[Tensor, Tensor]:
-            iou = self.iou_calculator(boxes[:, some], by_coordinate)
+            (iou,) = full_precision(self.iou_calculator(boxes[:, some], by_coordinate))
             labels = ground_truth.labels[:, some]
             # Only the object's own class has a target other than 0.
             own = of_class(as_negative, labels).sub_(of_class(logits, labels).mul_(iou))

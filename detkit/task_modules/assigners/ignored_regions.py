@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from detkit.structures.ground_truth import GroundTruth
+from detkit.task_modules.assigners.chunks import chunk_slices
 
 __all__ = ["in_ignored_region"]
 
@@ -27,9 +29,11 @@ def in_ignored_region(
     if iof_thr <= 0 or regions.shape[1] == 0:
         return None
     priors = priors if priors.dim() == 3 else priors.unsqueeze(0)
-    if wrt_candidates:
-        overlaps = iou_calculator(priors, regions, mode="iof").transpose(1, 2)
-    else:
-        overlaps = iou_calculator(regions, priors, mode="iof")
-    counted = ground_truth.ignored_valid.unsqueeze(-1) & (overlaps > iof_thr)
-    return counted.any(dim=1)
+    inside = torch.empty(len(regions), priors.shape[1], dtype=torch.bool, device=priors.device)
+    for piece in chunk_slices(priors.shape[1], regions.shape[0] * regions.shape[1], priors.device):
+        if wrt_candidates:
+            overlaps = iou_calculator(priors[:, piece], regions, mode="iof").transpose(1, 2)
+        else:
+            overlaps = iou_calculator(regions, priors[:, piece], mode="iof")
+        inside[:, piece] = (ground_truth.ignored_valid.unsqueeze(-1) & (overlaps > iof_thr)).any(dim=1)
+    return inside

@@ -30,7 +30,8 @@ class MaxIoUAssigner:
     2. One whose highest IoU is at least ``pos_iou_thr`` learns that object.
     3. With ``match_low_quality``, each object also takes the priors it overlaps most, if by at least
         ``min_pos_iou``; of several objects the last wins.
-    4. All others are ignored, and so are priors inside an ignored region.
+    4. All others are ignored, and so are priors inside an ignored region; by rule 3 an object then takes its best
+        priors outside. With ``min_pos_iou`` 0, an object that overlaps nothing takes by rule 3 every prior.
 
     Args:
         pos_iou_thr: Least IoU of a positive.
@@ -91,6 +92,7 @@ class MaxIoUAssigner:
         ground_truth = GroundTruth.from_instances([gt_instances], [gt_instances_ignore])
         return self.assign_batch(get_box_tensor(pred_instances.priors), ground_truth).image(0, len(gt_instances))
 
+    @torch.no_grad()
     def assign_batch(
         self, priors: Tensor, ground_truth: GroundTruth, prior_valid: Tensor | None = None
     ) -> BatchAssignResult:

@@ -14,7 +14,7 @@ from detkit.structures.boxes import get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import BACKGROUND, AssignResult, BatchAssignResult
-from detkit.task_modules.assigners.candidates import inside_boxes, of_class
+from detkit.task_modules.assigners.candidates import check_classes, inside_boxes, of_class, present_only
 from detkit.task_modules.assigners.chunks import chunk_slices
 from detkit.task_modules.assigners.dynamic_k import match_dynamic_k
 
@@ -85,6 +85,7 @@ class SimOTAAssigner:
         )
         return batch.image(0, len(gt_instances))
 
+    @torch.no_grad()
     def assign_batch(
         self,
         priors: Tensor,
@@ -104,10 +105,11 @@ class SimOTAAssigner:
             scores: Probabilities (N, A, C).
 
         Raises:
-            RuntimeError: Scores outside [0, 1], where they are on the CPU; on a GPU the check would wait for it.
+            RuntimeError: Scores outside [0, 1], or an object's label none of the C classes.
         """
-        priors, bboxes, scores = full_precision(priors, bboxes.detach(), scores.detach())
-        if scores.device.type == "cpu":
+        priors, bboxes, scores = full_precision(priors, *present_only(prior_valid, bboxes, scores))
+        check_classes(ground_truth, scores.shape[2], "SimOTAAssigner")
+        if scores.device.type != "meta":
             in_range = ((scores >= 0) & (scores <= 1)).all()
             torch._assert_async(in_range, "SimOTAAssigner: scores must be probabilities in [0, 1], not logits or NaN")
         shape = bboxes.shape[:2]
@@ -127,7 +129,7 @@ class SimOTAAssigner:
 
         def pairs(some: slice) -> tuple[Tensor, Tensor]:
             inside, central = self._regions(points, ground_truth.boxes[:, some])
-            iou = self.iou_calculator(ground_truth.boxes[:, some], by_coordinate)
+            (iou,) = full_precision(self.iou_calculator(ground_truth.boxes[:, some], by_coordinate))
             labels = ground_truth.labels[:, some]
             # Cross entropy against a one-hot target: that of no class, and the difference that the one class makes.
             cls_cost = (as_background - of_class(by_class, labels)).sub_(_log(of_class(prob, labels)))

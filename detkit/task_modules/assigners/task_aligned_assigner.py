@@ -14,7 +14,14 @@ from detkit.structures.boxes import bbox_xyxy_to_cxcywh, get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import BACKGROUND, AssignResult, BatchAssignResult
-from detkit.task_modules.assigners.candidates import at_candidates, chosen_by_best, inside_boxes, of_class
+from detkit.task_modules.assigners.candidates import (
+    at_candidates,
+    check_classes,
+    chosen_by_best,
+    inside_boxes,
+    of_class,
+    present_only,
+)
 from detkit.task_modules.assigners.chunks import chunk_slices
 
 __all__ = ["TaskAlignedAssigner"]
@@ -72,6 +79,7 @@ class TaskAlignedAssigner:
         )
         return batch.image(0, len(gt_instances))
 
+    @torch.no_grad()
     def assign_batch(
         self,
         priors: Tensor,
@@ -93,8 +101,12 @@ class TaskAlignedAssigner:
             scores: Probabilities (N, A, C).
             alpha: Exponent of the score.
             beta: Exponent of the IoU.
+
+        Raises:
+            RuntimeError: An object's label is none of the C classes.
         """
-        priors, bboxes, scores = full_precision(priors, bboxes.detach(), scores.detach())
+        priors, bboxes, scores = full_precision(priors, *present_only(prior_valid, bboxes, scores))
+        check_classes(ground_truth, scores.shape[2], "TaskAlignedAssigner")
         shape = bboxes.shape[:2]
         metrics = bboxes.new_zeros(shape)
         nothing = BatchAssignResult.without_objects(ground_truth, shape[1], prior_valid)._replace(metrics=metrics)
@@ -105,14 +117,16 @@ class TaskAlignedAssigner:
         taking_part = (nothing.gt_inds == BACKGROUND).unsqueeze(1)
         by_class = scores.transpose(1, 2).contiguous()  # (N, C, A)
         by_coordinate = bboxes.transpose(1, 2).contiguous().transpose(1, 2)
-        pieces = []
+        k = min(self.topk, shape[1])
+        # Written into: results of their own would lie between the pieces and keep memory from being used again.
+        index = torch.empty(*ground_truth.valid.shape, k, dtype=torch.int64, device=bboxes.device)
+        alignment, overlaps = bboxes.new_empty(index.shape), bboxes.new_empty(index.shape)
         for some in chunk_slices(num_gts, shape.numel(), bboxes.device, least=1):
-            iou = self.iou_calculator(boxes[:, some], by_coordinate)
+            (iou,) = full_precision(self.iou_calculator(boxes[:, some], by_coordinate))
             score = of_class(by_class, ground_truth.labels[:, some])
-            alignment = _power(score, alpha).mul(_power(iou, beta)).mul_(taking_part)
-            value, best = alignment.topk(min(self.topk, shape[1]), dim=2)
-            pieces.append((best, value, iou.gather(2, best)))
-        index, alignment, overlaps = (torch.cat(column, dim=1) for column in zip(*pieces, strict=True))
+            aligned = _power(score, alpha).mul(_power(iou, beta)).mul_(taking_part)
+            alignment[:, some], index[:, some] = aligned.topk(k, dim=2)
+            overlaps[:, some] = iou.gather(2, index[:, some])
 
         per_image = (priors if priors.dim() == 3 else priors.unsqueeze(0)).expand(len(bboxes), -1, -1)
         x, y, _, _ = bbox_xyxy_to_cxcywh(at_candidates(per_image[..., :4], index)).unbind(-1)
@@ -124,7 +138,7 @@ class TaskAlignedAssigner:
         flat = index.flatten(1)
         number = torch.arange(1, num_gts + 1, device=index.device).view(1, -1, 1)
         wins = positive & (chosen.gt_inds.gather(1, flat).view_as(index) == number)
-        metrics = metrics.scatter_add(1, flat, (alignment * wins).flatten(1))
+        metrics = metrics.scatter_add(1, flat, torch.where(wins, alignment, 0.0).flatten(1))
         has_objects = ground_truth.valid.any(dim=1, keepdim=True)
         max_overlaps = torch.where(has_objects, chosen.value.clamp(min=NO_OVERLAP), 0.0)
         return BatchAssignResult(gt_inds, max_overlaps, ground_truth.labels_at(gt_inds), metrics)

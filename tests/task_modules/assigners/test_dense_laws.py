@@ -1,5 +1,6 @@
 """What holds for every assigner of dense heads: permutation, batches, pieces, ignored regions, no waiting, tracing."""
 
+import math
 from unittest import mock
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from no_sync import NoSync
-from task_modules.assigners.dense_scene import CONFIGS, NUM_PRIORS, call, objects, regions
+from task_modules.assigners import dense_scene
+from task_modules.assigners.dense_scene import CONFIGS, NUM_CLASSES, NUM_PRIORS, anchors, call, objects, regions
 
 from detkit.structures.ground_truth import GroundTruth
+from detkit.task_modules import BboxOverlaps2D
 from detkit.task_modules.assigners import chunks, overlap_rules
 
 NAMES = list(CONFIGS)
@@ -118,6 +121,49 @@ def test_images_without_objects_are_background(name, counts):
     assert (result.gt_inds[0] == 0).all()
     assert (result.labels[0] == -1).all()
     assert (result.max_overlaps[0] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["ATSS_alpha", "SimOTA", "TaskAligned", "DynamicSoftLabel"])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_what_absent_priors_predict_does_not_count(name, broken):
+    truth = GroundTruth.from_instances([objects(4, 0)])
+    keep = torch.rand(NUM_PRIORS, generator=torch.Generator().manual_seed(1)) > 0.3
+    fine = call(name, truth, 0, keep.unsqueeze(0))
+    whole = dense_scene.predictions(1, 0)
+    for value in whole.values():
+        value[:, ~keep] = broken
+    with mock.patch.object(dense_scene, "predictions", return_value=whole):
+        assert_same(call(name, truth, 0, keep.unsqueeze(0)), fine, name)
+
+
+@pytest.mark.parametrize("name", ["ATSS_alpha", "SimOTA", "TaskAligned", "DynamicSoftLabel"])
+@pytest.mark.parametrize("label", [-1, NUM_CLASSES])
+def test_a_label_that_is_no_class_is_refused_by_name(name, label):
+    """In a batch it would be a class of another image."""
+    images = [objects(3, 0), objects(2, 1)]
+    images[1].labels[0] = label
+    kind = CONFIGS[name]["type"]
+    with pytest.raises(RuntimeError, match=rf"{kind}: the label of an object lies outside \[0, {NUM_CLASSES}\)"):
+        call(name, GroundTruth.from_instances(images))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_overlaps_give_the_same_kind_of_result(name):
+    """As ``dtype='fp16'`` gives them on a GPU."""
+    truth = GroundTruth.from_instances([objects(4, 0), objects(0, 1)])
+    whole = BboxOverlaps2D.__call__
+    with mock.patch.object(BboxOverlaps2D, "__call__", lambda *args, **kwargs: whole(*args, **kwargs).half()):
+        result = call(name, truth)
+    assert (result.gt_inds[0] > 0).any()
+    assert torch.isfinite(result.max_overlaps).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_kept_for_a_gradient(name):
+    truth = GroundTruth.from_instances([objects(4, 0)])
+    with mock.patch.object(dense_scene, "anchors", return_value=anchors().requires_grad_()):
+        result = call(name, truth)
+    assert not any(value is not None and value.requires_grad for value in result)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -106,6 +106,26 @@ def test_an_unknown_key_of_perm_repeat_gt_cfg():
         assigner(perm_repeat_gt_cfg={"iou_thrs": 0.7})
 
 
+def test_many_regions_are_met_in_pieces():
+    """A region costs as much memory as an object: pieces of priors are made for both."""
+    truth = GroundTruth.from_instances([instances(3, 0), instances(2, 4)], [instances(40, 1), instances(7, 2)])
+    seen = []
+    use = assigner()
+    whole = use.iou_calculator
+
+    def counted(first, second, mode="iou", is_aligned=False):
+        found = whole(first, second, mode, is_aligned)
+        seen.append(found.numel())
+        return found
+
+    dense = use.assign_batch(boxes(300, 1), truth)
+    use.iou_calculator = counted
+    with mock.patch.object(chunks, "LEAST_PRIORS", 1), mock.patch.object(chunks, "CPU_CHUNK", 400):
+        pieces = use.assign_batch(boxes(300, 1), truth)
+    assert max(seen) <= 400
+    assert all(torch.equal(a, b) for a, b in zip(dense[:3], pieces[:3], strict=True))
+
+
 def test_priors_that_take_no_part_are_ignored_and_match_nothing():
     truth = GroundTruth.from_instances([instances(3, 0), instances(0, 0)])
     priors = boxes(40, 1)

@@ -51,3 +51,13 @@ def test_exponents_whole_or_not(alpha, beta):
     result = TaskAlignedAssigner(topk=4).assign(scene(), GT, alpha=alpha, beta=beta)
     expected = torch.tensor([0.5**alpha * 0.5**beta, 0.8**alpha, 0.6**alpha * 0.5**beta, 0.0])
     torch.testing.assert_close(result.assign_metrics, expected)
+
+
+def test_the_metric_is_zero_where_nothing_is_learnt_and_that_of_the_winner_elsewhere():
+    """A score that is no number, of a class that no object here learns, stays out of it."""
+    gt = InstanceData(bboxes=torch.tensor([[0.0, 0, 10, 10], [0, 0, 9, 10]]), labels=torch.tensor([0, 1]))
+    pred = scene()
+    pred.scores[1, 1] = torch.nan
+    metrics = TaskAlignedAssigner(topk=3).assign(pred, gt, alpha=1, beta=2).assign_metrics
+    assert torch.isfinite(metrics).all()
+    torch.testing.assert_close(metrics[1], torch.tensor(0.8))
