@@ -18,6 +18,7 @@ from detkit.task_modules.assigners import (
     TopkHungarianAssigner,
     UniformAssigner,
     assign_batch,
+    needed_inputs,
 )
 from detkit.task_modules.coders import (
     BucketingBBoxCoder,
@@ -132,5 +133,6 @@ __all__ = [
     "assign_batch",
     "build_sampler",
     "calc_region",
+    "needed_inputs",
     "sample_batch",
 ]

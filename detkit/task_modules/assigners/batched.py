@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.assign_result import IGNORED, AssignResult, BatchAssignResult
+from detkit.task_modules.batch_form import takes_batches
 
 __all__ = ["Assigner", "BatchAssigner", "assign_batch", "needed_inputs"]
 
@@ -39,7 +41,10 @@ class BatchAssigner(Protocol):
 
 
 def needed_inputs(assigner: Assigner | BatchAssigner) -> list[str]:
-    """Names of what the assigner must be given besides priors and objects; of one without batches nothing is known."""
+    """Names of what the assigner must be given besides priors and objects; of one without batches nothing is known.
+
+    One that overrides ``assign`` of a built-in is given what the built-in needs.
+    """
     if not isinstance(assigner, BatchAssigner):
         return []
     parameters = inspect.signature(assigner.assign_batch).parameters.values()
@@ -53,7 +58,7 @@ def assign_batch(
     prior_valid: Tensor | None = None,
     **inputs: Any,
 ) -> BatchAssignResult:
-    """Assign the priors of N images, image by image if the assigner knows no batches.
+    """Assign the priors of N images, image by image if the assigner knows no batches or overrides ``assign`` alone.
 
     Args:
         assigner: Any assigner.
@@ -61,9 +66,16 @@ def assign_batch(
         ground_truth: Objects of the N images.
         prior_valid: (N, A) bool, which priors take part; None is all. The others are ignored.
         inputs: What this assigner asks for besides: predictions as tensors (N, A, ...), else settings.
+
+    Raises:
+        TypeError: The assigner has neither form, or ``assign`` returns no AssignResult of integers.
+        ValueError: Its result does not fit the priors, or (looked at on a CPU only) the objects.
     """
-    if isinstance(assigner, BatchAssigner):
-        return assigner.assign_batch(priors, ground_truth, prior_valid, **inputs)
+    if takes_batches(assigner, "assign", "assign_batch"):
+        return cast("BatchAssigner", assigner).assign_batch(priors, ground_truth, prior_valid, **inputs)
+    name = type(assigner).__name__
+    if not hasattr(assigner, "assign"):
+        raise TypeError(f"{name} has neither assign nor assign_batch")
     batch_size, num_priors = len(ground_truth.boxes), priors.shape[-2]
     predictions = {
         name: value
@@ -86,6 +98,7 @@ def assign_batch(
             gt_instances_ignore=InstanceData(bboxes=ground_truth.ignored_boxes[index][ignored]),
             **settings,
         )
+        _check_result(name, result, len(own[keep]), len(ground_truth.boxes[index][valid]))
         results.append(result)
         kept.append(keep)
 
@@ -96,6 +109,29 @@ def assign_batch(
     assert gt_inds is not None
     assert labels is not None
     return BatchAssignResult(gt_inds, overlaps, labels, metrics)
+
+
+def _check_result(name: str, result: AssignResult, num_priors: int, num_objects: int) -> None:
+    """Refuse what a user's assigner may return by mistake, in the name of its class."""
+    values = {field: getattr(result, field, None) for field in ("gt_inds", "labels", "max_overlaps", "assign_metrics")}
+    if not isinstance(values["gt_inds"], Tensor) or not isinstance(values["labels"], Tensor):
+        raise TypeError(
+            f"{name}.assign must return an AssignResult with gt_inds and labels, got {type(result).__name__}"
+        )
+    gt_inds = values["gt_inds"]
+    if gt_inds.is_floating_point() or gt_inds.dtype == torch.bool:
+        raise TypeError(f"{name}.assign: gt_inds must be integers, got {gt_inds.dtype}")
+    for field, value in values.items():
+        if value is not None and value.shape != (num_priors,):
+            raise ValueError(f"{name}.assign: {field} has shape {tuple(value.shape)}, expected ({num_priors},)")
+    # Elsewhere than on a CPU a look at the values would wait for the device.
+    if gt_inds.device.type == "cpu" and num_priors > 0:
+        low, high = int(gt_inds.min()), int(gt_inds.max())
+        if low < IGNORED or high > num_objects:
+            raise ValueError(
+                f"{name}.assign: gt_inds from {low} to {high}; expected {IGNORED} (ignored), 0 (background) or i + 1 "
+                f"for the i-th of {num_objects} objects"
+            )
 
 
 def _of_batch(

@@ -13,6 +13,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.structures.precision import full_precision
+from detkit.task_modules.batch_form import takes_batches
 
 __all__ = ["Fields", "ImgMetas", "MatchCost", "costs_of_batch", "product"]
 
@@ -86,10 +87,21 @@ def batch_of_one(instances: InstanceData) -> dict[str, Tensor]:
 def costs_of_batch(
     cost: Callable[..., Tensor], predictions: Fields, objects: Fields, img_metas: ImgMetas | None = None
 ) -> Tensor:
-    """Costs (N, A, G) by :meth:`MatchCost.cost_batch`, or image by image where a user's cost has none."""
-    if isinstance(cost, MatchCost):
+    """Costs (N, A, G) by :meth:`MatchCost.cost_batch`, or image by image where a user's cost has none.
+
+    Image by image, too, where a subclass of a built-in overrides ``__call__`` alone.
+
+    Raises:
+        TypeError: A user's cost is neither a MatchCost nor callable, or returns no tensor.
+        ValueError: A user's cost returns another shape than (A, G).
+    """
+    if isinstance(cost, MatchCost) and takes_batches(cost, "__call__", "cost_batch", "pairwise"):
         return cost.cost_batch(predictions, objects, img_metas)
-    batch_size = len(next(iter(predictions.values())))
+    name = getattr(cost, "__name__", type(cost).__name__)
+    if not callable(cost):
+        raise TypeError(f"{name}: a match cost must be callable or a MatchCost")
+    batch_size, num_predictions = next(iter(predictions.values())).shape[:2]
+    expected = (num_predictions, next(iter(objects.values())).shape[1])
     metas = img_metas or [None] * batch_size
     rows = [
         cost(
@@ -99,6 +111,11 @@ def costs_of_batch(
         )
         for index, meta in enumerate(metas)
     ]
+    for row in rows:
+        if not isinstance(row, Tensor):
+            raise TypeError(f"{name} must return a tensor (A, G) of costs, got {type(row).__name__}")
+        if row.shape != expected:
+            raise ValueError(f"{name} returned costs of shape {tuple(row.shape)}, expected (A, G) = {expected}")
     return torch.stack(rows)
 
 

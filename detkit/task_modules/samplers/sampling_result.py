@@ -35,6 +35,7 @@ class SamplingResult:
         pos_priors: (P, 4).
         neg_priors: (Q, 4).
         pos_is_gt: (P,) uint8.
+        num_priors: A, with the objects that were added as proposals.
         num_gts: G.
         pos_assigned_gt_inds: (P,) index of the object of each positive.
         pos_gt_labels: (P,) its label.
@@ -69,6 +70,7 @@ class SamplingResult:
         self.num_neg = max(neg_inds.numel(), 1)
         self.avg_factor_with_neg = with_neg
         self.avg_factor = self.num_pos + self.num_neg if with_neg else self.num_pos
+        self.num_priors = len(gt_flags)
         self.pos_is_gt = gt_flags[pos_inds]
         self.pos_assigned_gt_inds = assign_result.gt_inds[pos_inds] - 1
 
