@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from detkit.structures.ground_truth import GroundTruth
-from detkit.task_modules import GridAnchors, anchor_inside_flags, assign_batch, sample_batch
-from detkit.task_modules.assigners import needed_inputs
+from detkit.task_modules import GridAnchors, anchor_inside_flags, assign_batch, needed_inputs, sample_batch
 
 __all__ = ["AnchorTargets", "BoxCoder", "anchor_targets", "check_assigner", "valid_anchors"]
 
@@ -74,8 +73,14 @@ def check_assigner(assigner: Any, offered: Collection[str], head: str) -> list[s
     """What of ``offered`` the assigner asks for besides anchors; ``head`` is who would use it.
 
     Raises:
-        ValueError: It asks for more.
+        ValueError: It asks for more, or says by ``prior_kind`` that it does not assign boxes, one object to each.
     """
+    kind = getattr(assigner, "prior_kind", "boxes")
+    if kind != "boxes":
+        raise ValueError(
+            f"{head}: train_cfg.assigner: {type(assigner).__name__} assigns {kind}; this head has anchor boxes, one "
+            "object to each, as MaxIoUAssigner and ATSSAssigner assign them"
+        )
     needed = needed_inputs(assigner)
     missing = [name for name in needed if name not in offered]
     if missing:

@@ -18,7 +18,11 @@ __all__ = ["Assigner", "BatchAssigner", "assign_batch", "needed_inputs"]
 
 
 class Assigner(Protocol):
-    """The per-image contract; all that a user's own assigner needs."""
+    """The per-image contract; all that a user's own assigner needs.
+
+    A class attribute ``prior_kind`` says what it assigns where that is not boxes with one object each, such as
+    "points"; heads that have none of these refuse it when they are built.
+    """
 
     def assign(
         self,

@@ -29,6 +29,8 @@ class HungarianAssigner:
         match_costs: Registered match costs, whose sum counts; or one of them.
     """
 
+    prior_kind = "predictions"
+
     def __init__(self, match_costs: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> None:
         configs = [match_costs] if isinstance(match_costs, Mapping) else list(match_costs)
         if not configs:

@@ -47,6 +47,8 @@ class MultiInstanceAssigner:
         iou_calculator: Registered IoU calculator.
     """
 
+    prior_kind = "proposals, several objects to each"
+
     def __init__(
         self,
         num_instance: int = 2,

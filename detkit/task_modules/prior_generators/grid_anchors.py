@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from detkit.task_modules.prior_generators.grid import (
     Stride,
     cell_corners,
     check_levels,
+    level_strides,
     valid_cells,
     valid_size,
 )
@@ -24,13 +26,28 @@ class GridAnchors:
     """The anchors of one cell, repeated at each cell of each level's feature map.
 
     Args:
-        strides: Pixels per cell of each level, (x, y).
+        strides: Pixels per cell of each level, (x, y) or one number for both.
         base_anchors: Per level (A, 4), the anchors of the cell at the origin.
+
+    Raises:
+        ValueError: A stride is no number or pair of numbers above 0, base anchors are not (A, 4), or there are more
+            or fewer levels of them than strides.
     """
 
-    def __init__(self, strides: Sequence[Stride], base_anchors: Sequence[Tensor]) -> None:
-        self.strides = list(strides)
+    def __init__(self, strides: Sequence[float | Stride], base_anchors: Sequence[Tensor]) -> None:
+        name = type(self).__name__
+        _check_strides(name, strides)
+        self.strides = level_strides(strides)
         self.base_anchors = list(base_anchors)
+        if len(self.base_anchors) != len(self.strides):
+            raise ValueError(
+                f"{name}: base anchors of {len(self.base_anchors)} levels for {len(self.strides)} strides "
+                f"{self.strides}"
+            )
+        for level, anchors in enumerate(self.base_anchors):
+            if not isinstance(anchors, Tensor) or anchors.dim() != 2 or anchors.shape[1] != 4 or len(anchors) == 0:
+                given = tuple(anchors.shape) if isinstance(anchors, Tensor) else repr(anchors)
+                raise ValueError(f"{name}: base anchors of level {level} must be a tensor (A, 4), A > 0, got {given}")
         self._cache = PriorCache()
 
     @property
@@ -130,3 +147,12 @@ class GridAnchors:
         """
         key = ("flags", *featmap_size, *valid_size, num_base_anchors, str(device))
         return self._cache.get(key, lambda: valid_cells(featmap_size, valid_size, num_base_anchors, device))
+
+
+def _check_strides(name: str, strides: Sequence[float | Stride]) -> None:
+    if not isinstance(strides, Sequence):
+        raise ValueError(f"{name}: strides must be one per level, got {strides!r}")
+    for stride in strides:
+        numbers = stride if isinstance(stride, Sequence) else (stride, stride)
+        if len(numbers) != 2 or not all(isinstance(number, Real) and number > 0 for number in numbers):
+            raise ValueError(f"{name}: a stride must be a number above 0, or two (x, y), got {stride!r}")
