@@ -37,6 +37,8 @@ class PointAssigner:
         pos_num: Points that an object takes.
     """
 
+    prior_kind = "points"
+
     def __init__(self, scale: float = 4, pos_num: int = 3) -> None:
         if pos_num < 1:
             raise ValueError(f"PointAssigner: pos_num must be at least 1, got {pos_num}")
