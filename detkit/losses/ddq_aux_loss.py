@@ -129,7 +129,10 @@ class DDQAuxLoss(nn.Module):
         self, scores: Tensor, boxes: Tensor, ground_truth: GroundTruth, img_metas: Sequence[Mapping[str, Any]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Object of each prediction, its IoU and its metric, (N, A) each."""
-        if hasattr(self.assigner, "assign_batch"):
+        # Here, as losses alone need none of the task modules; with an assigner they are loaded.
+        from detkit.task_modules.batch_form import takes_batches
+
+        if takes_batches(self.assigner, "assign", "assign_batch"):
             result = self.assigner.assign_batch(
                 None,
                 ground_truth,

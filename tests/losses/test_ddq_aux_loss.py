@@ -6,6 +6,7 @@ import torch
 from detkit.losses import DDQAuxLoss, GIoULoss, QualityFocalLoss
 from detkit.losses.ddq_aux_loss import aligned_quality
 from detkit.registry import MODELS, TASK_UTILS
+from detkit.task_modules import TopkHungarianAssigner
 
 NUM_CLASSES = 3
 ASSIGNER = {"type": "TopkHungarianAssigner", "topk": 3}
@@ -104,6 +105,20 @@ def test_an_assigner_that_knows_no_batches(counts):
     boxes = [value.double() for value in data[2]]
     for found, value in zip(loss.loss(*double, boxes, *data[3:]).values(), expected.values(), strict=True):
         torch.testing.assert_close(found, value, check_dtype=False)
+
+
+def test_an_override_of_assign_alone_is_called():
+    class Mine(TopkHungarianAssigner):
+        def assign(self, *args):
+            calls.append(args)
+            return super().assign(*args)
+
+    calls, data = [], batch(2, 0, 4)
+    loss = DDQAuxLoss(train_cfg={"assigner": ASSIGNER})
+    expected = loss.loss(*data)
+    loss.assigner = Mine(topk=3)
+    torch.testing.assert_close(loss.loss(*data), expected)
+    assert len(calls) == 3
 
 
 def test_without_objects_it_is_a_zero_with_gradient():
