@@ -93,16 +93,16 @@ def assign_batch(
         valid, ignored = ground_truth.valid[index], ground_truth.ignored_valid[index]
         own = priors if priors.dim() == 2 else priors[index]
         own_predictions = {name: value[index][keep] for name, value in predictions.items()}
+        instances = InstanceData(priors=own[keep], **own_predictions)
+        objects = InstanceData(bboxes=ground_truth.boxes[index][valid], labels=ground_truth.labels[index][valid])
         # By keyword, as some assigners have further arguments between these.
         result = assigner.assign(
-            pred_instances=InstanceData(priors=own[keep], **own_predictions),
-            gt_instances=InstanceData(
-                bboxes=ground_truth.boxes[index][valid], labels=ground_truth.labels[index][valid]
-            ),
+            pred_instances=instances,
+            gt_instances=objects,
             gt_instances_ignore=InstanceData(bboxes=ground_truth.ignored_boxes[index][ignored]),
             **settings,
         )
-        _check_result(name, result, len(own[keep]), len(ground_truth.boxes[index][valid]))
+        _check_result(name, result, len(instances), len(objects))
         results.append(result)
         kept.append(keep)
 
