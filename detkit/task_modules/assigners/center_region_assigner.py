@@ -45,6 +45,9 @@ class CenterRegionAssigner:
         ignore_gt_scale: Scale of ignored regions.
         foreground_dominate: Whether learning wins over being shadowed.
         iou_calculator: Registered IoU calculator.
+
+    Raises:
+        ValueError: The core is larger than the shadow, or a scale is negative.
     """
 
     def __init__(
@@ -56,6 +59,11 @@ class CenterRegionAssigner:
         foreground_dominate: bool = False,
         iou_calculator: Mapping[str, Any] | None = None,
     ) -> None:
+        if not 0 <= pos_scale <= neg_scale:
+            raise ValueError(
+                "CenterRegionAssigner: expected 0 <= pos_scale <= neg_scale, "
+                f"got pos_scale={pos_scale!r} and neg_scale={neg_scale!r}"
+            )
         self.pos_scale = pos_scale
         self.neg_scale = neg_scale
         self.min_pos_iof = min_pos_iof

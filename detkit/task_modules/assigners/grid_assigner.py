@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -51,8 +52,9 @@ class GridAssigner:
         iou_calculator: Mapping[str, Any] | None = None,
     ) -> None:
         interval = tuple(neg_iou_thr) if isinstance(neg_iou_thr, Sequence) else (-torch.inf, neg_iou_thr)
-        if len(interval) != 2 or not interval[0] <= interval[1]:
-            raise ValueError(f"GridAssigner: neg_iou_thr must be a number or an interval (lo, hi), got {neg_iou_thr}")
+        numbers = all(isinstance(limit, Real) for limit in interval)
+        if not numbers or len(interval) != 2 or not interval[0] <= interval[1]:
+            raise ValueError(f"GridAssigner: neg_iou_thr must be a number or an interval (lo, hi), got {neg_iou_thr!r}")
         self.pos_iou_thr = pos_iou_thr
         self.neg_iou_thr = neg_iou_thr
         self.negative_interval = interval

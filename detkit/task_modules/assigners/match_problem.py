@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from detkit.task_modules.assigners.assign_result import BACKGROUND, IGNORED
 from detkit.task_modules.assigners.bipartite import NoMatchingError, match
 from detkit.task_modules.assigners.chunks import chunk_slices
 from detkit.task_modules.match_costs.match_cost import Fields, ImgMetas, costs_of_batch
@@ -43,6 +44,9 @@ class MatchProblem:
         """
         if self.img_metas is not None and len(self.img_metas) != len(valid):
             raise ValueError(f"{self.owner}: {len(self.img_metas)} img_metas for {len(valid)} images")
+        if valid.shape[1] == 0:
+            # Before the costs, which may need what an image without objects need not have.
+            return torch.where(taking_part, BACKGROUND, IGNORED)
         try:
             return match(self.total_cost(), valid, taking_part, most_per_object)
         except NoMatchingError as error:

@@ -35,13 +35,18 @@ class PointAssigner:
     Args:
         scale: Size in pixels of an object of level 0.
         pos_num: Points that an object takes.
+
+    Raises:
+        ValueError: ``scale`` is not positive, or ``pos_num`` no whole number of at least 1.
     """
 
     prior_kind = "points"
 
     def __init__(self, scale: float = 4, pos_num: int = 3) -> None:
-        if pos_num < 1:
-            raise ValueError(f"PointAssigner: pos_num must be at least 1, got {pos_num}")
+        if not isinstance(scale, (int, float)) or not scale > 0:
+            raise ValueError(f"PointAssigner: scale must be a number above 0, got {scale!r}")
+        if not isinstance(pos_num, int) or pos_num < 1:
+            raise ValueError(f"PointAssigner: pos_num must be a whole number of at least 1, got {pos_num!r}")
         self.scale = scale
         self.pos_num = pos_num
 

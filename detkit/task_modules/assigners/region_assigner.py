@@ -6,6 +6,7 @@ section 3.3) uses it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,10 +38,18 @@ class RegionAssigner:
 
     Args:
         center_ratio: Size of the centre region, in (0, 1].
-        ignore_ratio: Size of the ignore region, in (0, 1].
+        ignore_ratio: Size of the ignore region, in [center_ratio, 1].
+
+    Raises:
+        ValueError: A ratio is outside of its range.
     """
 
     def __init__(self, center_ratio: float = 0.2, ignore_ratio: float = 0.5) -> None:
+        if not 0 < center_ratio <= ignore_ratio <= 1:
+            raise ValueError(
+                "RegionAssigner: expected 0 < center_ratio <= ignore_ratio <= 1, "
+                f"got center_ratio={center_ratio!r} and ignore_ratio={ignore_ratio!r}"
+            )
         self.center_ratio = center_ratio
         self.ignore_ratio = ignore_ratio
 
@@ -157,7 +166,7 @@ class RegionAssigner:
     def _levels(self, boxes: Tensor, first_size: float, num_levels: int) -> Tensor:
         """The level (N, G) whose anchors have the size of a box, those of the first being ``first_size``."""
         size = torch.sqrt((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]))
-        level = torch.floor(torch.log2(size) - torch.log2(size.new_tensor(first_size)) + 0.5)
+        level = torch.floor(torch.log2(size) - math.log2(first_size) + 0.5)
         return level.clamp(min=0, max=num_levels - 1).long()
 
     def _assign_level(

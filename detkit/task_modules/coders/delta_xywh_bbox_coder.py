@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -128,11 +129,13 @@ def delta2bbox(
     return boxes.flatten(-2)
 
 
-def check_statistics(name: str, **values: Sequence[float]) -> None:
-    """ValueError if means or standard deviations are not 4 numbers."""
-    for what, numbers in values.items():
-        if len(numbers) != 4:
-            raise ValueError(f"{name}: {what} needs 4 numbers, got {numbers!r}")
+def check_statistics(name: str, target_means: Sequence[float], target_stds: Sequence[float]) -> None:
+    """ValueError if means or standard deviations are not 4 numbers, or a standard deviation is not above 0."""
+    for what, values in (("target_means", target_means), ("target_stds", target_stds)):
+        if not isinstance(values, Iterable) or [isinstance(value, Real) for value in values] != [True] * 4:
+            raise ValueError(f"{name}: {what} needs 4 numbers, got {values!r}")
+    if not all(value > 0 for value in target_stds):
+        raise ValueError(f"{name}: target_stds must be above 0, got {target_stds!r}")
 
 
 @TASK_UTILS.register_module()
@@ -159,7 +162,7 @@ class DeltaXYWHBBoxCoder:
         ctr_clamp: float = 32,
         use_box_type: bool = False,
     ) -> None:
-        check_statistics(type(self).__name__, target_means=target_means, target_stds=target_stds)
+        check_statistics(type(self).__name__, target_means, target_stds)
         self.means = tuple(target_means)
         self.stds = tuple(target_stds)
         self.clip_border = clip_border

@@ -84,7 +84,7 @@ class LegacyDeltaXYWHBBoxCoder:
         target_stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
         use_box_type: bool = False,
     ) -> None:
-        check_statistics(type(self).__name__, target_means=target_means, target_stds=target_stds)
+        check_statistics(type(self).__name__, target_means, target_stds)
         self.means = tuple(target_means)
         self.stds = tuple(target_stds)
         self.use_box_type = use_box_type

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -89,8 +90,9 @@ class TBLRBBoxCoder:
     encode_size = 4
 
     def __init__(self, normalizer: Normalizer = 4.0, clip_border: bool = True, use_box_type: bool = False) -> None:
-        if len(_four(normalizer)) != 4:
-            raise ValueError(f"TBLRBBoxCoder: normalizer must be a number or 4 numbers, got {normalizer!r}")
+        four = _four(normalizer) if isinstance(normalizer, (int, float, Sequence)) else []
+        if [isinstance(value, Real) and value > 0 for value in four] != [True] * 4:
+            raise ValueError(f"TBLRBBoxCoder: normalizer must be a number or 4 numbers, above 0, got {normalizer!r}")
         self.normalizer = normalizer
         self.clip_border = clip_border
         self.use_box_type = use_box_type

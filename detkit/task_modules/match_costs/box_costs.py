@@ -49,7 +49,8 @@ class BBoxL1Cost(MatchCost):
                 raise ValueError(f"BBoxL1Cost: image {index} needs img_meta with 'img_shape', got {meta}")
             height, width = meta["img_shape"][:2]
             sizes.append([width, height, width, height])
-        return boxes.new_tensor(sizes).unsqueeze(1)
+        # Not new_tensor, which waits for the device.
+        return torch.tensor(sizes, dtype=boxes.dtype).to(boxes.device, non_blocking=True).unsqueeze(1)
 
 
 @TASK_UTILS.register_module()

@@ -6,6 +6,7 @@ Faster R-CNN, https://arxiv.org/abs/1506.01497; octaves as in RetinaNet, https:/
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -94,6 +95,7 @@ class AnchorGenerator(GridAnchors):
         use_box_type: bool = False,
     ) -> None:
         name, pairs = type(self).__name__, level_strides(strides)
+        _check_positive(name, strides=[step for stride in pairs for step in stride], ratios=ratios)
         self.base_sizes = _base_sizes(name, base_sizes, pairs)
         _check_centers(name, centers, center_offset, pairs)
         self.scales = _scales(name, scales, octave_base_scale, scales_per_octave)
@@ -154,6 +156,7 @@ class LegacyAnchorGenerator(GridAnchors):
         use_box_type: bool = False,
     ) -> None:
         name, pairs = type(self).__name__, level_strides(strides)
+        _check_positive(name, strides=[step for stride in pairs for step in stride], ratios=ratios)
         self.base_sizes = _base_sizes(name, base_sizes, pairs)
         _check_centers(name, centers, center_offset, pairs)
         self.scales = _scales(name, scales, octave_base_scale, scales_per_octave)
@@ -170,6 +173,12 @@ class LegacyAnchorGenerator(GridAnchors):
             for size, center in zip(self.base_sizes, level_centers, strict=True)
         ]
         super().__init__(pairs, base_anchors)
+
+
+def _check_positive(name: str, **values: Sequence[float]) -> None:
+    for what, numbers in values.items():
+        if len(numbers) == 0 or not all(isinstance(number, Real) and number > 0 for number in numbers):
+            raise ValueError(f"{name}: {what} must be numbers above 0, at least one, got {numbers!r}")
 
 
 def _base_sizes(name: str, base_sizes: Sequence[float] | None, strides: Sequence[Stride]) -> list[float]:

@@ -42,8 +42,8 @@ class Quota(NamedTuple):
     def of(cls, sampler: Any, num: int, pos_fraction: float, neg_pos_ub: float) -> Quota:
         """The quota of a sampler; a ValueError with its name where there is none such."""
         name = type(sampler).__name__
-        if num < 0:
-            raise ValueError(f"{name}: num must be at least 0, got {num}")
+        if not isinstance(num, int) or num < 0:
+            raise ValueError(f"{name}: num must be a whole number of at least 0, got {num!r}")
         if not 0 <= pos_fraction <= 1:
             raise ValueError(f"{name}: pos_fraction must be in [0, 1], got {pos_fraction}")
         return cls(num, pos_fraction, neg_pos_ub)
@@ -107,7 +107,7 @@ class QuotaSampler:
         negative_rule: Order in which negatives are drawn.
 
     Raises:
-        ValueError: ``num`` is negative or ``pos_fraction`` no fraction.
+        ValueError: ``num`` is no whole number or negative, or ``pos_fraction`` no fraction.
     """
 
     def __init__(

@@ -116,3 +116,10 @@ def test_no_priors():
 
 def test_no_sync():
     assert_no_sync_and_traceable(assigner(), scene(0))
+
+
+@pytest.mark.parametrize("scales", [(0.5, 0.2), (-0.1, 0.2)])
+def test_scales_that_are_none(scales):
+    expected = f"CenterRegionAssigner: expected 0 <= .* got pos_scale={scales[0]} and neg_scale={scales[1]}"
+    with pytest.raises(ValueError, match=expected):
+        CenterRegionAssigner(*scales)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from assigner_laws import (
@@ -96,3 +98,12 @@ def test_no_sync():
 def test_wrong_threshold():
     with pytest.raises(ValueError, match=r"neg_iou_thr must be a number or an interval \(lo, hi\), got \(0.5, 0.2\)"):
         assigner(neg_iou_thr=(0.5, 0.2))
+
+
+@pytest.mark.parametrize("threshold", ["0.4", None, ("0.1", "0.4"), (0.4,)])
+def test_a_threshold_that_is_no_number(threshold):
+    with pytest.raises(
+        ValueError,
+        match=re.escape(f"GridAssigner: neg_iou_thr must be a number or an interval (lo, hi), got {threshold!r}"),
+    ):
+        assigner(neg_iou_thr=threshold)

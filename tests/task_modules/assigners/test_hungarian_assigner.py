@@ -86,8 +86,20 @@ def test_nothing_one_and_more_objects_than_predictions(counts, num_predictions):
     assert (result.gt_inds > 0).sum() == min(counts[0], num_predictions)
 
 
+def test_without_objects_no_fact_of_the_image_is_needed():
+    pred = InstanceData(scores=torch.rand(3, 40), bboxes=boxes(3, 0))
+    result = HungarianAssigner(DETR).assign(pred, instances(0, 0))
+    assert result.gt_inds.tolist() == [0, 0, 0]
+    assert result.labels.tolist() == [-1, -1, -1]
+    empty = GroundTruth.from_instances([instances(0, 0)])
+    some = HungarianAssigner(DETR).assign_batch(
+        None, empty, torch.tensor([[True, False, True]]), bboxes=pred.bboxes.unsqueeze(0)
+    )
+    assert some.gt_inds.tolist() == [[0, -1, 0]]
+
+
 def test_one_transfer_each_way():
-    """However many images and decoder layers there are."""
+    """However many images and decoder layers there are; the sizes of the images go to the device besides."""
     images = scene(0)
     layers = Scene(
         images.priors,
@@ -99,7 +111,7 @@ def test_one_transfer_each_way():
     truth = GroundTruth.from_instances(layers.objects)
     with HostReads() as reads, NoSync():
         result = HungarianAssigner(FOCAL).assign_batch(None, truth, **layers.inputs, **layers.settings)
-    assert reads.counts == {"cpu": 1, "numpy": 1, "to": 1}
+    assert reads.counts == {"cpu": 1, "numpy": 1, "to": 2}
     assert torch.equal(result.gt_inds, images.assign(HungarianAssigner(FOCAL)).gt_inds.repeat(6, 1))
 
 

@@ -97,5 +97,19 @@ def test_no_sync():
 
 
 def test_wrong_count():
-    with pytest.raises(ValueError, match="pos_num must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="pos_num must be a whole number of at least 1, got 0"):
         PointAssigner(pos_num=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scale": 0}, "PointAssigner: scale must be a number above 0, got 0"),
+        ({"scale": "4"}, "PointAssigner: scale must be a number above 0, got '4'"),
+        ({"pos_num": 1.5}, "PointAssigner: pos_num must be a whole number of at least 1, got 1.5"),
+        ({"pos_num": "3"}, "PointAssigner: pos_num must be a whole number of at least 1, got '3'"),
+    ],
+)
+def test_wrong_settings(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PointAssigner(**arguments)

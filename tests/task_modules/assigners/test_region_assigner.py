@@ -139,3 +139,15 @@ def test_no_sync():
 def test_levels_that_do_not_fit():
     with pytest.raises(ValueError, match=r"336 anchors, but levels of \[256, 64\]"):
         assign(instances(1, 0), num_level_anchors=[256, 64])
+
+
+@pytest.mark.parametrize("ratios", [(0.0, 0.5), (0.2, 1.1), (0.5, 0.2), (-0.1, 0.5)])
+def test_ratios_that_are_none(ratios):
+    with pytest.raises(ValueError, match=f"RegionAssigner: expected 0 < .* got center_ratio={ratios[0]} and ignore"):
+        RegionAssigner(*ratios)
+
+
+def test_numbers_go_to_the_device_without_waiting(monkeypatch):
+    """On a GPU ``new_tensor`` copies and waits; nothing else shows it on a CPU."""
+    monkeypatch.setattr(torch.Tensor, "new_tensor", None)
+    assert (assign(instances(2, 0)).gt_inds > 0).any()

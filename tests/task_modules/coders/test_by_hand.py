@@ -98,8 +98,17 @@ def test_wrong_settings_are_refused():
     for coder in (DeltaXYWHBBoxCoder, LegacyDeltaXYWHBBoxCoder, DeltaXYWHBBoxCoderForGLIP):
         with pytest.raises(ValueError, match=rf"{coder.__name__}: target_stds needs 4 numbers, got \(1.0, 1.0\)"):
             coder(target_stds=(1.0, 1.0))
-    with pytest.raises(ValueError, match=r"normalizer must be a number or 4 numbers, got \(1.0, 2.0\)"):
+        with pytest.raises(ValueError, match=rf"{coder.__name__}: target_stds must be above 0, got \(0, 0, 0, 0\)"):
+            coder(target_stds=(0, 0, 0, 0))
+        with pytest.raises(ValueError, match=rf"{coder.__name__}: target_stds needs 4 numbers, got 'abcd'"):
+            coder(target_stds="abcd")
+        with pytest.raises(ValueError, match=rf"{coder.__name__}: target_means needs 4 numbers, got 0.5"):
+            coder(target_means=0.5)
+    with pytest.raises(ValueError, match=r"normalizer must be a number or 4 numbers, above 0, got \(1.0, 2.0\)"):
         TBLRBBoxCoder(normalizer=(1.0, 2.0))
+    for wrong in (0, "4.0", "four", None, (4.0, 4.0, 0.0, 4.0)):
+        with pytest.raises(ValueError, match="TBLRBBoxCoder: normalizer must be a number or 4 numbers, above 0, got "):
+            TBLRBBoxCoder(normalizer=wrong)
     with pytest.raises(ValueError, match="num_buckets must be at least 3, got 2"):
         BucketingBBoxCoder(num_buckets=2, scale_factor=1.0)
     with pytest.raises(ValueError, match="offset_topk must be in 1 … 4, half of num_buckets 7, got 5"):

@@ -239,3 +239,10 @@ def test_a_label_without_class_costs_nan():
 def test_wrong_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_sizes_of_images_go_to_the_device_without_waiting(monkeypatch):
+    """On a GPU ``new_tensor`` copies and waits; nothing else shows it on a CPU."""
+    monkeypatch.setattr(torch.Tensor, "new_tensor", None)
+    first, second = (InstanceData(bboxes=torch.tensor([[0.0, 0, 10, size]])) for size in (10, 20))
+    assert BBoxL1Cost()(first, second, {"img_shape": (20, 10)}).tolist() == [[0.5]]

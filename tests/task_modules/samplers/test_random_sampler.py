@@ -199,7 +199,9 @@ def test_half_precision_priors_stay_exact_objects():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num": -1, "pos_fraction": 0.5}, "RandomSampler: num must be at least 0, got -1"),
+        ({"num": -1, "pos_fraction": 0.5}, "RandomSampler: num must be a whole number of at least 0, got -1"),
+        ({"num": "8", "pos_fraction": 0.5}, "RandomSampler: num must be a whole number of at least 0, got '8'"),
+        ({"num": 8.5, "pos_fraction": 0.5}, "RandomSampler: num must be a whole number of at least 0, got 8.5"),
         ({"num": 8, "pos_fraction": 1.5}, r"RandomSampler: pos_fraction must be in \[0, 1\], got 1.5"),
     ],
 )
