@@ -164,3 +164,23 @@ def test_a_radius_in_strides_needs_them():
     points, ranges, truth = scene()
     with pytest.raises(ValueError, match=r"center_sample_radius=1.5 needs strides"):
         fcos_targets(points, ranges, truth, 3, center_sample_radius=1.5)
+
+
+def test_a_side_at_the_end_of_the_range_belongs_to_it():
+    points, _, truth = scene()
+    # From (20, 20), the farthest side of 24 x 24 is 20 away.
+    for ends in ((-1.0, 20.0), (20.0, 64.0)):
+        targets = fcos_targets(points, torch.tensor([ends]).expand(64, 2), truth, 3)
+        assert targets.labels.view(3, 8, 8)[0, 2, 2] == 1
+
+
+def test_without_objects_nothing_is_divided_by_nothing():
+    points, ranges, _ = scene()
+    empty = GroundTruth.from_instances([InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0))])
+    distances = torch.ones(1, 64, 4, requires_grad=True)
+    parts = FocalLoss(), GIoULoss(), CrossEntropyLoss(use_sigmoid=True)
+    targets = fcos_targets(points, ranges, empty, 3)
+    losses = fcos_losses(torch.zeros(1, 64, 3), distances, torch.zeros(1, 64), targets, *parts)
+    losses["loss_bbox"].backward()
+    assert losses["loss_bbox"] == 0
+    assert not distances.grad.any()

@@ -218,3 +218,11 @@ def test_matched_boxes_fill_where_there_is_no_object():
 def test_labels_of_an_empty_image_may_be_floats():
     nothing = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0))
     assert GroundTruth.from_instances([nothing, instances(1)]).labels.dtype == torch.int64
+
+
+def test_an_empty_image_with_float_labels_may_come_first():
+    nothing = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0))
+    labels = GroundTruth.from_instances([nothing, nothing]).labels
+    assert labels.dtype == torch.int64
+    typed = InstanceData(bboxes=torch.zeros(1, 4), labels=torch.tensor([2.0]))
+    assert GroundTruth.from_instances([typed, instances(1)]).labels.dtype == torch.int64

@@ -58,7 +58,8 @@ def valid_anchors(
         metas: Image facts with ``pad_shape`` and ``img_shape``.
         allowed_border: Pixels by which an anchor may leave the image; a negative number allows any.
     """
-    height, width = (max(size[axis] * generator.strides[0][1 - axis] for size in sizes[:1]) for axis in (0, 1))
+    (rows_of_cells, columns), (stride_x, stride_y) = sizes[0], generator.strides[0]
+    height, width = rows_of_cells * stride_y, columns * stride_x
     whole = all(meta["pad_shape"][0] >= height and meta["pad_shape"][1] >= width for meta in metas)
     if whole and allowed_border < 0:
         return None

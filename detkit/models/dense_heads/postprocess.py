@@ -105,10 +105,13 @@ def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` best scores (N, count) of (N, M) and their indices; of equal scores the first come first.
 
     ``topk`` leaves the order of equal scores open, and saturated scores are many. Non-negative floats
-    sort as their bits do, so score and position make one integer key.
+    sort as their bits do, so score and position make one integer key; of float64 there are no bits left.
     """
+    if scores.dtype == torch.float64:
+        value, index = scores.sort(dim=1, descending=True, stable=True)
+        return value[:, :count], index[:, :count]
     position = torch.arange(scores.shape[1], device=scores.device)
-    keys = (scores.view(torch.int32).long() << 32) + (scores.shape[1] - position)
+    keys = (scores.float().view(torch.int32).long() << 32) + (scores.shape[1] - position)
     index = keys.topk(count, dim=1).indices
     return scores.gather(1, index), index
 

@@ -1,14 +1,19 @@
-"""Which assigners an anchor head takes."""
+"""Which assigners an anchor head takes, weights of positives, and which anchors are inside padded images."""
 
 import pytest
+import torch
+from mmengine.structures import InstanceData
 
-from detkit.models.dense_heads.anchor_targets import check_assigner
+from detkit.models.dense_heads.anchor_targets import anchor_targets, check_assigner, valid_anchors
+from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules import (
+    AnchorGenerator,
     ATSSAssigner,
     HungarianAssigner,
     MaxIoUAssigner,
     MultiInstanceAssigner,
     PointAssigner,
+    PseudoSampler,
     SimOTAAssigner,
 )
 
@@ -43,3 +48,27 @@ def test_what_assigns_boxes_is_taken():
     assert check_assigner(ATSSAssigner(topk=9), OFFERED, "MyHead") == OFFERED
     with pytest.raises(ValueError, match="MinePoints assigns points"):
         check_assigner(MinePoints(), OFFERED, "MyHead")
+
+
+@pytest.mark.parametrize(("pos_weight", "weight"), [(-1, 1.0), (2.5, 2.5)])
+def test_the_weight_of_positives(pos_weight, weight):
+    anchors = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
+    truth = GroundTruth.from_instances([InstanceData(bboxes=anchors[:1], labels=torch.tensor([1]))])
+    targets = anchor_targets(anchors, truth, None, MaxIoUAssigner(0.5, 0.5), PseudoSampler(), None, 3, pos_weight)
+    assert targets.labels.tolist() == [[1, 3]]
+    assert targets.label_weights.tolist() == [[weight, 1.0]]
+
+
+def test_strides_that_differ_by_axis():
+    """4 rows of 8 pixels and 2 columns of 32: all is inside an image of 32 x 64, half of it inside one of 16 x 64."""
+    generator = AnchorGenerator([(32, 8)], [1.0], [1.0])
+    (anchors,) = generator.grid_priors([(4, 2)])
+    whole, upper = ({"pad_shape": (height, 64), "img_shape": (height, 64)} for height in (32, 16))
+    assert valid_anchors(anchors, generator, [(4, 2)], [whole], -1) is None
+    assert valid_anchors(anchors, generator, [(4, 2)], [whole, upper], -1).tolist() == [
+        [True] * 8,
+        [True] * 4 + [False] * 4,
+    ]
+    # No image of 64 x 32 holds the second column.
+    turned = {"pad_shape": (64, 32), "img_shape": (64, 32)}
+    assert valid_anchors(anchors, generator, [(4, 2)], [turned], -1).tolist() == [[True, False] * 4]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference import arguments, assert_same, cases
 
-from detkit.models.dense_heads.postprocess import filter_scores_and_topk
+from detkit.models.dense_heads.postprocess import _top, filter_scores_and_topk
 
 SCORES = torch.tensor([[0.1, 0.9], [0.6, 0.6], [0.3, 0.0]])
 
@@ -35,3 +35,11 @@ def test_what_does_not_fit_is_refused():
         filter_scores_and_topk(SCORES[:, 0], 0.2, 3)
     with pytest.raises(TypeError, match="results must be a tensor, dict or list, got tuple"):
         filter_scores_and_topk(SCORES, 0.2, 3, (SCORES,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_best_of_a_level_and_of_equal_scores_the_first(dtype):
+    scores = torch.tensor([[0.5, 1.0, 0.25, 1.0, 1.0, 0.5], [0.0] * 6], dtype=dtype)
+    value, index = _top(scores, 4)
+    assert index.tolist() == [[1, 3, 4, 0], [0, 1, 2, 3]]
+    assert torch.equal(value, scores.gather(1, index))

@@ -154,3 +154,12 @@ def test_an_assigner_of_ones_own_needs_only_the_image_form():
 def test_thresholds_that_contradict_each_other(neg):
     with pytest.raises(ValueError, match=r"neg_iou_thr must be .* within \[0, pos_iou_thr=0.5\]"):
         assigner(neg_iou_thr=neg)
+
+
+def test_an_overlap_of_the_threshold_is_not_ignored():
+    """Half of the first prior is in the region, and a little more of the second."""
+    priors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 8, 10], [50, 50, 60, 60]])
+    region = InstanceData(bboxes=torch.tensor([[0.0, 0, 5, 10]]))
+    gt = InstanceData(bboxes=torch.tensor([[50.0, 50, 60, 60]]), labels=torch.tensor([0]))
+    result = assigner(ignore_iof_thr=0.5).assign(InstanceData(priors=priors), gt, region)
+    assert result.gt_inds.tolist() == [0, -1, 1]

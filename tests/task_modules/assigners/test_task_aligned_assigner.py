@@ -61,3 +61,12 @@ def test_the_metric_is_zero_where_nothing_is_learnt_and_that_of_the_winner_elsew
     metrics = TaskAlignedAssigner(topk=3).assign(pred, gt, alpha=1, beta=2).assign_metrics
     assert torch.isfinite(metrics).all()
     torch.testing.assert_close(metrics[1], torch.tensor(0.8))
+
+
+def test_a_centre_closer_to_the_border_than_a_hundredth_is_outside():
+    pred = InstanceData(
+        priors=torch.tensor([[-1.0, 4, 1.01, 6], [-1, 4, 1.03, 6]]),  # centres 0.005 and 0.015 from the left side
+        bboxes=GT.bboxes.expand(2, 4),
+        scores=torch.full((2, 1), 0.5),
+    )
+    assert TaskAlignedAssigner(topk=2).assign(pred, GT).gt_inds.tolist() == [0, 1]
