@@ -73,3 +73,12 @@ def test_an_object_far_from_every_prior_of_its_own():
     gt = InstanceData(bboxes=torch.tensor([[0.0, 0, 8, 8], [2000, 2000, 2001, 2001]]), labels=torch.tensor([0, 0]))
     pred = InstanceData(priors=priors, bboxes=torch.tensor([[0.0, 0, 8, 8]] * 2), scores=torch.zeros(2, 1))
     assert DynamicSoftLabelAssigner().assign(pred, gt).gt_inds.tolist() == [1, 0]
+
+
+def test_a_prior_far_from_the_centre_is_cheaper_than_those_outside():
+    """Ten priors outside, one inside at 62 strides from the centre, ten outside."""
+    priors = torch.tensor([[5000.0, 5000, 8, 8]]).repeat(21, 1)
+    priors[10, :2] = 4
+    gt = InstanceData(bboxes=torch.tensor([[0.0, 0, 1000, 8]]), labels=torch.tensor([0]))
+    pred = InstanceData(priors=priors, bboxes=torch.zeros(21, 4), scores=torch.zeros(21, 1))
+    assert DynamicSoftLabelAssigner().assign(pred, gt).gt_inds.tolist() == [0] * 10 + [1] + [0] * 10

@@ -1,6 +1,7 @@
 """SimOTAAssigner by hand and against the rules written as loops."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from task_modules.assigners.dense_scene import match_by_the_rules, objects, poin
 
 from detkit.structures.boxes import bbox_overlaps
 from detkit.task_modules import SimOTAAssigner
+from detkit.task_modules.assigners import chunks
 
 
 def by_the_rules(priors, boxes, scores, gt, radius=2.5, topk=10):
@@ -70,3 +72,22 @@ def test_half_precision_predictions():
     second = SimOTAAssigner().assign(InstanceData(priors=points(), **{k: v.float() for k, v in half.items()}), gt)
     assert torch.equal(first.gt_inds, second.gt_inds)
     assert first.max_overlaps.dtype == torch.float32
+
+
+def test_a_score_of_one_costs_a_finite_number():
+    """Two priors predict half of the object, so it takes one of them: the one that is sure."""
+    gt = InstanceData(bboxes=torch.tensor([[0.0, 0, 16, 16]]), labels=torch.tensor([0]))
+    pred = InstanceData(
+        priors=torch.tensor([[6.0, 8, 8, 8], [10, 8, 8, 8]]),
+        bboxes=torch.tensor([[0.0, 0, 16, 8], [0, 0, 16, 8]]),
+        scores=torch.tensor([[0.5], [1.0]]),
+    )
+    assert SimOTAAssigner().assign(pred, gt).gt_inds.tolist() == [0, 1]
+
+
+def test_of_equal_objects_in_different_pieces_the_first_has_the_prior():
+    gt = InstanceData(bboxes=torch.tensor([[0.0, 0, 16, 16]] * 3), labels=torch.tensor([0, 0, 0]))
+    pred = InstanceData(priors=torch.tensor([[8.0, 8, 8, 8]]), bboxes=gt.bboxes[:1], scores=torch.tensor([[0.5]]))
+    for size in (chunks.CPU_CHUNK, 1):
+        with mock.patch.object(chunks, "CPU_CHUNK", size):
+            assert SimOTAAssigner().assign(pred, gt).gt_inds.tolist() == [1]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mmengine.structures import InstanceData
 from reference import cases
 
+from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules import UniformAssigner
 
 
@@ -121,3 +122,12 @@ def test_no_sync():
 def test_wrong_count():
     with pytest.raises(ValueError, match="match_times must be at least 1, got 0"):
         assigner(match_times=0)
+
+
+def test_absent_priors_are_no_candidates_where_there_are_too_few():
+    box = torch.tensor([[0.0, 0, 10, 10]])
+    truth = GroundTruth.from_instances([InstanceData(bboxes=box, labels=torch.tensor([3]))])
+    priors, present = box.expand(2, 4), torch.tensor([[True, False]])
+    result = assigner().assign_batch(priors, truth, present, decoder_priors=priors.unsqueeze(0))
+    assert result.gt_inds.tolist() == [[1, -1]]
+    assert result.extra["pos_idx"].sum() == 2  # the first, by its prediction and by its prior
