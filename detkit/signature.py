@@ -1,4 +1,6 @@
-"""What a constructor accepts, held against what it is given, with the nearest right name where they differ."""
+"""What a class can be asked for: the arguments of its constructor, with the nearest right name where another is
+given, and its methods for a batch or for a single image.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,16 @@ import inspect
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-__all__ = ["Arguments", "accepted_arguments", "check_arguments", "nearest", "quoted", "source", "unknown_argument"]
+__all__ = [
+    "Arguments",
+    "accepted_arguments",
+    "check_arguments",
+    "nearest",
+    "quoted",
+    "source",
+    "takes_batches",
+    "unknown_argument",
+]
 
 
 class Arguments(NamedTuple):
@@ -101,6 +112,26 @@ def source(cls: Callable[..., Any]) -> str:
     function = cls.__init__ if inspect.isclass(cls) else cls
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{_name(cls)} at {code.co_filename}:{code.co_firstlineno}" if code else _name(cls)
+
+
+def takes_batches(module: Any, per_image: str, *batched: str) -> bool:
+    """Whether to call a module's batched form.
+
+    Whoever overrides only the per-image method of a built-in means it to be called, though the batched one is
+    inherited: the method that is defined nearer to the module's own class counts, the batched one of two in one class.
+
+    Args:
+        module: Any task module.
+        per_image: Name of its method for one image.
+        batched: Names of its methods for a batch, that which is called first, then what that is made of.
+    """
+    for names in (getattr(module, "__dict__", {}), *(cls.__dict__ for cls in type(module).__mro__)):
+        if any(name in names for name in batched):
+            return True
+        if per_image in names:
+            return False
+    # Neither is in a class: a wrapper that hands attributes on has what it wraps has.
+    return hasattr(module, batched[0])
 
 
 def _name(cls: Callable[..., Any]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detkit.losses.reduction import check_number, reduce_mean
 from detkit.registry import MODELS, TASK_UTILS, check_keys
+from detkit.signature import takes_batches
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
 
@@ -129,9 +130,6 @@ class DDQAuxLoss(nn.Module):
         self, scores: Tensor, boxes: Tensor, ground_truth: GroundTruth, img_metas: Sequence[Mapping[str, Any]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Object of each prediction, its IoU and its metric, (N, A) each."""
-        # Here, as losses alone need none of the task modules; with an assigner they are loaded.
-        from detkit.task_modules.batch_form import takes_batches
-
         if takes_batches(self.assigner, "assign", "assign_batch"):
             result = self.assigner.assign_batch(
                 None,

@@ -6,6 +6,7 @@ from mmengine.structures import InstanceData
 from no_sync import NoSync
 from task_modules.samplers.images import batch, image
 
+from detkit.signature import takes_batches
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules import (
     AssignResult,
@@ -19,7 +20,6 @@ from detkit.task_modules import (
     needed_inputs,
     sample_batch,
 )
-from detkit.task_modules.batch_form import takes_batches
 from detkit.task_modules.match_costs import costs_of_batch
 
 PRIORS = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]])

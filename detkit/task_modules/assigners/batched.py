@@ -10,9 +10,9 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from detkit.signature import takes_batches
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.assign_result import IGNORED, AssignResult, BatchAssignResult
-from detkit.task_modules.batch_form import takes_batches
 
 __all__ = ["Assigner", "BatchAssigner", "assign_batch", "needed_inputs"]
 

@@ -12,8 +12,8 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from detkit.signature import takes_batches
 from detkit.structures.precision import full_precision
-from detkit.task_modules.batch_form import takes_batches
 
 __all__ = ["Fields", "ImgMetas", "MatchCost", "costs_of_batch", "product"]
 

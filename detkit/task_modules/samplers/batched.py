@@ -8,9 +8,9 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from detkit.signature import takes_batches
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.assign_result import AssignResult, BatchAssignResult
-from detkit.task_modules.batch_form import takes_batches
 from detkit.task_modules.samplers.pool import expand_priors, make_pool
 from detkit.task_modules.samplers.sampling_result import BatchSamplingResult, SamplingResult
 
