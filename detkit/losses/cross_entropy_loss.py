@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -78,8 +79,9 @@ def cross_entropy_of_probability(prob: Tensor, target: Tensor) -> Tensor:
     Returns:
         Loss per element, at most 100; its gradient is finite at 0 and 1.
     """
-    # Autocast refuses this function for fear of half precision, which is excluded here.
-    with torch.autocast(prob.device.type, enabled=False):
+    # Autocast refuses this function for fear of half precision, which is excluded here; the meta device knows neither.
+    is_meta = prob.device.type == "meta"
+    with nullcontext() if is_meta else torch.autocast(prob.device.type, enabled=False):
         return F.binary_cross_entropy(prob, target.to(prob.dtype), reduction="none")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,15 +13,13 @@ from detkit.registry import TASK_UTILS
 from detkit.structures.boxes import get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.assign_result import AssignResult, BatchAssignResult
-from detkit.task_modules.assigners.chunks import chunk_slices
-from detkit.task_modules.assigners.ignored_regions import in_ignored_region
-from detkit.task_modules.assigners.overlap_rules import EXCLUDED, OverlapRules, negative_interval
+from detkit.task_modules.assigners.max_iou_assigner import MaxIoUAssigner
 
 __all__ = ["ApproxMaxIoUAssigner"]
 
 
 @TASK_UTILS.register_module()
-class ApproxMaxIoUAssigner:
+class ApproxMaxIoUAssigner(MaxIoUAssigner):
     """As :class:`MaxIoUAssigner`, where a prior's overlap is the highest of its approximate shapes'.
 
     Args:
@@ -48,16 +46,17 @@ class ApproxMaxIoUAssigner:
         gpu_assign_thr: float = -1,
         iou_calculator: Mapping[str, Any] | None = None,
     ) -> None:
-        negative_interval("ApproxMaxIoUAssigner", neg_iou_thr, pos_iou_thr)
-        self.pos_iou_thr = pos_iou_thr
-        self.neg_iou_thr = neg_iou_thr
-        self.min_pos_iou = min_pos_iou
-        self.gt_max_assign_all = gt_max_assign_all
-        self.match_low_quality = match_low_quality
-        self.ignore_iof_thr = ignore_iof_thr
-        self.ignore_wrt_candidates = ignore_wrt_candidates
-        self.gpu_assign_thr = gpu_assign_thr
-        self.iou_calculator = TASK_UTILS.build(iou_calculator or {"type": "BboxOverlaps2D"})
+        super().__init__(
+            pos_iou_thr,
+            neg_iou_thr,
+            min_pos_iou,
+            gt_max_assign_all,
+            ignore_iof_thr,
+            ignore_wrt_candidates,
+            match_low_quality,
+            gpu_assign_thr,
+            iou_calculator,
+        )
 
     def assign(
         self,
@@ -80,7 +79,7 @@ class ApproxMaxIoUAssigner:
         return batch.image(0, len(gt_instances))
 
     @torch.no_grad()
-    def assign_batch(
+    def assign_batch(  # type: ignore[override]  # each assigner names the inputs that it needs besides
         self, priors: Tensor, ground_truth: GroundTruth, prior_valid: Tensor | None = None, *, approxs: Tensor
     ) -> BatchAssignResult:
         """Assign the priors of N images.
@@ -96,31 +95,12 @@ class ApproxMaxIoUAssigner:
                 f"ApproxMaxIoUAssigner: {priors.shape[-2]} priors, but approxs of shape {tuple(approxs.shape)}, "
                 "expected (..., priors, shapes, 4)"
             )
-        batch_size, num_gts = ground_truth.valid.shape
-        num_priors = priors.shape[-2]
-        priors = priors if priors.dim() == 3 else priors.unsqueeze(0)
         shapes = (approxs if approxs.dim() == 4 else approxs.unsqueeze(0)).unbind(2)
-        taking_part = ground_truth.valid.new_ones(batch_size, num_priors) if prior_valid is None else prior_valid
-        padded = ~ground_truth.valid.unsqueeze(2)
 
-        def overlaps() -> Iterator[Tensor]:
-            for piece in chunk_slices(num_priors, batch_size * num_gts, priors.device):
-                found = self.iou_calculator(ground_truth.boxes, shapes[0][:, piece])
-                for shape in shapes[1:]:
-                    found = torch.maximum(found, self.iou_calculator(ground_truth.boxes, shape[:, piece]))
-                absent = padded | ~taking_part[:, piece].unsqueeze(1)
-                inside = in_ignored_region(
-                    priors[:, piece], ground_truth, self.ignore_iof_thr, self.iou_calculator, self.ignore_wrt_candidates
-                )
-                absent = absent if inside is None else absent | inside.unsqueeze(1)
-                yield found.masked_fill(absent, EXCLUDED)
+        def overlaps_of(piece: slice) -> Tensor:
+            found = self.iou_calculator(ground_truth.boxes, shapes[0][:, piece])
+            for shape in shapes[1:]:
+                found = torch.maximum(found, self.iou_calculator(ground_truth.boxes, shape[:, piece]))
+            return found
 
-        # Made anew, for the thresholds may change while training, as those of MaxIoUAssigner do.
-        rules = OverlapRules(
-            self.pos_iou_thr,
-            negative_interval("ApproxMaxIoUAssigner", self.neg_iou_thr, self.pos_iou_thr),
-            self.min_pos_iou,
-            self.gt_max_assign_all,
-            self.match_low_quality,
-        )
-        return rules.assign(overlaps, ground_truth, taking_part)
+        return self.assign_by_overlaps(overlaps_of, priors, ground_truth, prior_valid)

@@ -15,6 +15,8 @@ from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import IGNORED, AssignResult, BatchAssignResult
 from detkit.task_modules.assigners.candidates import (
+    CENTER_MARGIN,
+    NO_OVERLAP,
     at_candidates,
     check_classes,
     chosen_by_best,
@@ -26,12 +28,8 @@ from detkit.task_modules.assigners.ignored_regions import in_ignored_region
 
 __all__ = ["ATSSAssigner"]
 
-# Overlap that says that a prior is no object's; MMDetection's value.
-NO_OVERLAP = -1e8
 # Squared distance of a prior in an ignored region: beyond any other, and still a candidate where a level has no others.
 FAR = 1e16
-# A centre must lie inside its object by more than this many pixels.
-CENTER_MARGIN = 0.01
 
 
 @TASK_UTILS.register_module()

@@ -10,6 +10,8 @@ from torch import Tensor
 from detkit.structures.ground_truth import GroundTruth
 
 __all__ = [
+    "CENTER_MARGIN",
+    "NO_OVERLAP",
     "Chosen",
     "at_candidates",
     "check_classes",
@@ -18,6 +20,12 @@ __all__ = [
     "of_class",
     "present_only",
 ]
+
+
+# Overlap that says that a prior is no object's; MMDetection's value.
+NO_OVERLAP = -1e8
+# A centre must lie inside its object by more than this many pixels (ATSS, TOOD).
+CENTER_MARGIN = 0.01
 
 
 class Chosen(NamedTuple):

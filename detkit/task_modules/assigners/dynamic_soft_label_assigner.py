@@ -16,14 +16,12 @@ from detkit.structures.boxes import get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import BACKGROUND, AssignResult, BatchAssignResult
-from detkit.task_modules.assigners.candidates import check_classes, inside_boxes, of_class, present_only
+from detkit.task_modules.assigners.candidates import NO_OVERLAP, check_classes, inside_boxes, of_class, present_only
 from detkit.task_modules.assigners.chunks import chunk_slices
 from detkit.task_modules.assigners.dynamic_k import match_dynamic_k
 
 __all__ = ["DynamicSoftLabelAssigner", "center_of_mass"]
 
-# Overlap that says that a prior is no object's; MMDetection's value.
-NO_OVERLAP = -1e8
 EPS = 1e-7
 LOG_10 = math.log(10)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ class MaxIoUAssigner:
         iou_calculator: Mapping[str, Any] | None = None,
         perm_repeat_gt_cfg: Mapping[str, float] | None = None,
     ) -> None:
-        negative_interval("MaxIoUAssigner", neg_iou_thr, pos_iou_thr)
+        negative_interval(type(self).__name__, neg_iou_thr, pos_iou_thr)
         self.pos_iou_thr = pos_iou_thr
         self.neg_iou_thr = neg_iou_thr
         self.min_pos_iou = min_pos_iou
@@ -103,21 +103,42 @@ class MaxIoUAssigner:
             ground_truth: Objects of the N images.
             prior_valid: (N, A) bool, which priors take part; None is all. The others are ignored.
         """
-        batch_size, num_gts = ground_truth.valid.shape
-        num_priors = priors.shape[-2]
-        taking_part = priors.new_ones(batch_size, num_priors, dtype=torch.bool) if prior_valid is None else prior_valid
         gt_boxes = ground_truth.boxes
         if self.perm_repeat_gt_cfg is not None:
             gt_boxes = jitter_repeated(gt_boxes, **self.perm_repeat_gt_cfg)
         by_coordinate = (priors if priors.dim() == 3 else priors.unsqueeze(0)).transpose(1, 2).contiguous()
-        padded = ~ground_truth.valid.unsqueeze(2)
+
+        def overlaps_of(piece: slice) -> Tensor:
+            return self.iou_calculator(gt_boxes, by_coordinate[..., piece].transpose(1, 2))
+
+        return self.assign_by_overlaps(overlaps_of, priors, ground_truth, prior_valid)
+
+    def assign_by_overlaps(
+        self,
+        overlaps_of: Callable[[slice], Tensor],
+        priors: Tensor,
+        ground_truth: GroundTruth,
+        prior_valid: Tensor | None,
+    ) -> BatchAssignResult:
+        """The rules over any overlaps.
+
+        Args:
+            overlaps_of: Overlaps (N, G, a) of the objects with a slice of the priors, in memory of their own.
+            priors: (A, 4) or (N, A, 4); these are held against ignored regions.
+            ground_truth: Objects of the N images.
+            prior_valid: (N, A) bool, which priors take part; None is all.
+        """
+        num_priors = priors.shape[-2]
+        priors = priors if priors.dim() == 3 else priors.unsqueeze(0)
+        valid = ground_truth.valid
+        taking_part = valid.new_ones(len(valid), num_priors) if prior_valid is None else prior_valid
+        padded = ~valid.unsqueeze(2)
 
         def overlaps() -> Iterator[Tensor]:
-            for piece in chunk_slices(num_priors, batch_size * num_gts, priors.device):
-                chunk = by_coordinate[..., piece].transpose(1, 2)
-                found = self.iou_calculator(gt_boxes, chunk).masked_fill_(padded, EXCLUDED)
+            for piece in chunk_slices(num_priors, valid.numel(), priors.device):
+                found = overlaps_of(piece).masked_fill_(padded, EXCLUDED)
                 inside = in_ignored_region(
-                    chunk, ground_truth, self.ignore_iof_thr, self.iou_calculator, self.ignore_wrt_candidates
+                    priors[:, piece], ground_truth, self.ignore_iof_thr, self.iou_calculator, self.ignore_wrt_candidates
                 )
                 if inside is not None:
                     found.masked_fill_(inside.unsqueeze(1), EXCLUDED)
@@ -128,7 +149,7 @@ class MaxIoUAssigner:
         # Made anew, for Dynamic R-CNN changes the thresholds while it trains.
         rules = OverlapRules(
             self.pos_iou_thr,
-            negative_interval("MaxIoUAssigner", self.neg_iou_thr, self.pos_iou_thr),
+            negative_interval(type(self).__name__, self.neg_iou_thr, self.pos_iou_thr),
             self.min_pos_iou,
             self.gt_max_assign_all,
             self.match_low_quality,

@@ -15,6 +15,8 @@ from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.precision import full_precision
 from detkit.task_modules.assigners.assign_result import BACKGROUND, AssignResult, BatchAssignResult
 from detkit.task_modules.assigners.candidates import (
+    CENTER_MARGIN,
+    NO_OVERLAP,
     at_candidates,
     check_classes,
     chosen_by_best,
@@ -25,11 +27,6 @@ from detkit.task_modules.assigners.candidates import (
 from detkit.task_modules.assigners.chunks import chunk_slices
 
 __all__ = ["TaskAlignedAssigner"]
-
-# Overlap that says that a prior is no object's; MMDetection's value.
-NO_OVERLAP = -1e8
-# A centre must lie inside its object by more than this many pixels.
-CENTER_MARGIN = 0.01
 
 
 @TASK_UTILS.register_module()

@@ -13,12 +13,10 @@ from torch import Tensor
 from detkit.structures.boxes import get_box_tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.assign_result import IGNORED, AssignResult, BatchAssignResult
+from detkit.task_modules.assigners.overlap_rules import EXCLUDED
 from detkit.task_modules.samplers.sampling_result import BatchSamplingResult, SamplingResult
 
 __all__ = ["Pool", "batch_of_one", "expand_priors", "image_result", "make_pool", "rank_within", "take_best"]
-
-# Overlap of a padded object, which is no prior.
-NO_OVERLAP = -1.0
 
 
 @dataclass
@@ -90,7 +88,7 @@ def make_pool(
     number = torch.arange(1, valid.shape[1] + 1, device=valid.device)
     is_gt = torch.zeros_like(assign_result.gt_inds, dtype=torch.bool)
     if overlaps is not None:
-        perfect = torch.where(valid, 1.0, NO_OVERLAP).to(overlaps.dtype)
+        perfect = torch.where(valid, 1.0, EXCLUDED).to(overlaps.dtype)
         overlaps = torch.cat([perfect, overlaps], dim=1)
     return Pool(
         gt_inds=torch.cat([torch.where(valid, number, IGNORED), assign_result.gt_inds], dim=1),
