@@ -12,7 +12,7 @@ demo: $(VENV)/.installed ## Train, evaluate and look at a RetinaNet on the examp
 	$(BIN)/python tools/train.py $(DEMO_CONFIG) $(ARGS)
 
 test: $(VENV)/.dev ## All tests; at most 8 minutes on 2 cores.
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-slow: $(VENV)/.dev ## What takes minutes: the demo, twice.
 	$(BIN)/python -m pytest -m slow -s

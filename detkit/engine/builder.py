@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from detkit.engine.dataloader import build_dataloader
+from detkit.engine.hooks.hook import overridden_stages
 from detkit.engine.seeding import derive_seed, seed_everything
 from detkit.registry import (
     EVALUATOR,
@@ -54,6 +55,7 @@ class PartBuilder(mmengine_runner.Runner):
     """
 
     device: torch.device
+    _stages: dict[str, list[Hook]]  # which hooks override a stage
     # mmengine does not annotate these: a config until it is built.
     optim_wrapper: Any
     param_schedulers: Any
@@ -91,6 +93,13 @@ class PartBuilder(mmengine_runner.Runner):
             priority = own if priority is None else priority
             hook = HOOKS.build(options)
         super().register_hook(hook, priority)
+        self._stages.clear()
+
+    def _hooks_at(self, stage: str) -> list[Hook]:
+        """The hooks that override ``stage``, in their order."""
+        if stage not in self._stages:
+            self._stages[stage] = [hook for hook in self._hooks if stage in overridden_stages(hook)]
+        return self._stages[stage]
 
     def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
         """Add the default hooks, changed by ``hooks``; None as a value leaves one out."""

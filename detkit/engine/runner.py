@@ -73,6 +73,7 @@ class Runner(PartBuilder):
         # mmengine fails without a seed, and its own default differs at each run.
         kwargs["randomness"] = {"seed": 0, **randomness}
         self.console = Console(stderr=True)
+        self._stages = {}
         self._checkpoint_to_resume: tuple[dict[str, Any], str] | None = None
         super().__init__(model, work_dir, resume=resume, **kwargs)
 
@@ -117,11 +118,12 @@ class Runner(PartBuilder):
         write_text(Path(self.work_dir, "config.py"), self.config_text)
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
-        """Call all hooks; mmengine turns a TypeError inside one into another without its traceback."""
-        for hook in self._hooks:
-            method = getattr(hook, fn_name, None)
-            if method is not None:
-                method(self, **kwargs)
+        """Call the hooks that have something to do at a stage, in their order.
+
+        mmengine calls all of them, and turns a TypeError inside one into another without its traceback.
+        """
+        for hook in self._hooks_at(fn_name):
+            getattr(hook, fn_name)(self, **kwargs)
 
     def train(self) -> nn.Module:
         """Train, after everything that can be checked beforehand was checked."""
@@ -163,9 +165,27 @@ class Runner(PartBuilder):
     def _closing(self, run: Callable[[], Any]) -> Any:
         """Run, and let hooks release what they hold also after an error; mmengine leaves files open then."""
         try:
-            return run()
-        finally:
-            self.call_hook("close")
+            result = run()
+        except BaseException as error:
+            # The error that ended the run is the one to be seen; those of hooks that clean up go to the log.
+            self._call_each("on_exception", error=error)
+            self._call_each("close")
+            raise
+        failed = self._call_each("close")
+        if failed is not None:
+            raise failed
+        return result
+
+    def _call_each(self, stage: str, **kwargs: Any) -> BaseException | None:
+        """Call all hooks at ``stage`` though some fail; log the errors, and return the first."""
+        first = None
+        for hook in self._hooks_at(stage):
+            try:
+                getattr(hook, stage)(self, **kwargs)
+            except Exception as error:
+                self.logger.exception("%s.%s failed: %s", type(hook).__name__, stage, error)
+                first = first or error
+        return first
 
     def _find_checkpoint_to_resume(self) -> None:
         if not self._resume:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import detkit
 from detkit.engine.checkpoint import load_weights
+from detkit.engine.hooks.hook import Hook
 from detkit.engine.labels import check_same_classes, classes_of, label_map
 from detkit.engine.seeding import rng_state, set_rng_state
 
@@ -34,7 +36,8 @@ def capture(runner: Any, meta: Mapping[str, Any], optimizer: bool, schedulers: b
         schedulers: The same for schedulers.
 
     Returns:
-        ``meta``, ``state_dict``, ``message_hub``, ``rng`` and, if wanted, ``optimizer``, ``param_schedulers``.
+        ``meta``, ``state_dict``, ``message_hub``, ``rng``, ``hooks`` and, if wanted, ``optimizer``,
+        ``param_schedulers``.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     dataset = runner.train_dataloader.dataset
@@ -54,6 +57,7 @@ def capture(runner: Any, meta: Mapping[str, Any], optimizer: bool, schedulers: b
         "state_dict": model.state_dict(),
         "message_hub": {key: value for key, value in hub.runtime_info.items() if hub._resumed_keys.get(key)},
         "rng": rng_state(),
+        "hooks": {name: state for name, hook in _named_hooks(runner) if (state := hook.state_dict())},
     }
     if optimizer:
         checkpoint["optimizer"] = runner.optim_wrapper.state_dict()
@@ -89,6 +93,7 @@ def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
     _restore_schedulers(runner, checkpoint.get("param_schedulers"), path)
     for key, value in checkpoint["message_hub"].items():
         runner.message_hub.update_info(key, value)
+    _restore_hooks(runner, checkpoint.get("hooks", {}), path)
     runner.train_loop._epoch, runner.train_loop._iter = meta["epoch"], meta["iter"]
     set_rng_state(checkpoint["rng"])
 
@@ -116,6 +121,27 @@ def _check_position(runner: Any, meta: Mapping[str, Any], path: str) -> None:
             f"epochs have {meta['epoch'] * length} iterations now; a run is resumed at the end of an epoch, with "
             "the dataset and batch size it was started with"
         )
+
+
+def _named_hooks(runner: Any) -> list[tuple[str, Hook]]:
+    """Hooks that may have a state; a second one of a class is ``Name#2``."""
+    count: Counter[str] = Counter()
+    named = []
+    for hook in runner.hooks:
+        if isinstance(hook, Hook):
+            name = type(hook).__name__
+            count[name] += 1
+            named.append((name if count[name] == 1 else f"{name}#{count[name]}", hook))
+    return named
+
+
+def _restore_hooks(runner: Any, saved: Mapping[str, Any], path: str) -> None:
+    hooks = dict(_named_hooks(runner))
+    for name, state in saved.items():
+        if name in hooks:
+            hooks[name].load_state_dict(state)
+        else:
+            runner.logger.warning("%s: holds the state of a %s, which this run does not have", path, name)
 
 
 def _align_optimizer_state(optim_wrapper: Any) -> None:

@@ -19,6 +19,7 @@ from detkit.config import loads
 from detkit.engine import Runner, load_checkpoint_file
 from detkit.engine.checkpoint import save_checkpoint_file
 from detkit.engine.hooks import CheckpointHook
+from detkit.engine.hooks import Hook as DetkitHook
 
 
 def weights(folder: Path, name: str = "epoch_4.pth") -> dict[str, torch.Tensor]:
@@ -38,6 +39,10 @@ class Kill(Hook):
     def before_val(self, runner):
         if runner.epoch == self.epoch:
             raise KeyboardInterrupt
+
+
+def failing_loader() -> dict[str, object]:
+    return toy_config("")["train_dataloader"] | {"dataset": {"type": "ToyDataset", "fail_at": 5}}
 
 
 def stop_after(runner: Runner, epoch: int) -> None:
@@ -528,3 +533,77 @@ def test_labels_of_a_checkpoint_are_held_against_the_data(make_runner, tmp_path,
     assert f"{difference}; heads that fit start from the weights of other classes" in " ".join(
         capfd.readouterr().err.split()
     )
+
+
+class Counting(DetkitHook):
+    """Counts its iterations in its state, and notes which stages it saw."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seen: list[str] = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.count += 1
+
+    def after_train(self, runner):
+        self.seen.append("after_train")
+
+    def on_exception(self, runner, error):
+        self.seen.append(f"on_exception {error}")
+
+    def close(self, runner):
+        self.seen.append("close")
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+def test_two_hooks_of_a_class_keep_their_own_state(make_runner):
+    runner = make_runner(epochs=2)
+    hooks = Counting(), Counting()
+    hooks[1].count = 100
+    for hook in hooks:
+        runner.register_hook(hook)
+    runner.train()
+    assert load_checkpoint_file(Path(runner.work_dir, "epoch_2.pth"))["hooks"] == {
+        "Counting": {"count": 6},
+        "Counting#2": {"count": 106},
+    }
+    runner = make_runner(epochs=3, resume=True)
+    hooks = Counting(), Counting()
+    for hook in hooks:
+        runner.register_hook(hook)
+    runner.train()
+    assert [hook.count for hook in hooks] == [9, 109]
+
+
+def test_every_hook_hears_of_the_end_and_the_first_error_survives(make_runner):
+    class Failing(DetkitHook):
+        def close(self, runner):
+            raise OSError("the disk is full")
+
+    runner = make_runner(epochs=2, train_dataloader=failing_loader())
+    hooks = Counting(), Failing(), Counting()
+    for hook in hooks:
+        runner.register_hook(hook)
+    with pytest.raises(ValueError, match=r"images/5.jpg: the file is truncated"):
+        runner.train()
+    for hook in (hooks[0], hooks[2]):
+        assert hook.seen == ["on_exception images/5.jpg: the file is truncated", "close"]
+
+
+def test_a_hook_that_cannot_close_fails_a_run_that_went_well(make_runner):
+    class Failing(DetkitHook):
+        def close(self, runner):
+            raise OSError("the disk is full")
+
+    runner = make_runner(epochs=1)
+    last = Counting()
+    runner.register_hook(Failing())
+    runner.register_hook(last)
+    with pytest.raises(OSError, match="the disk is full"):
+        runner.train()
+    assert last.seen == ["after_train", "close"]

@@ -1,8 +1,10 @@
 """What happens at fixed points of a run."""
 
 from detkit.engine.hooks.checkpoint import CheckpointHook
+from detkit.engine.hooks.hook import Hook
+from detkit.engine.hooks.invalid_loss import CheckInvalidLossHook
 from detkit.engine.hooks.iter_timer import IterTimerHook
-from detkit.engine.hooks.logger import CheckInvalidLossHook, LoggerHook
+from detkit.engine.hooks.logger import LoggerHook
 from detkit.engine.hooks.memory_format import ChannelsLastHook
 from detkit.engine.hooks.runtime_info import RuntimeInfoHook
 from detkit.engine.hooks.visualization import DetVisualizationHook
@@ -12,6 +14,7 @@ __all__ = [
     "CheckInvalidLossHook",
     "CheckpointHook",
     "DetVisualizationHook",
+    "Hook",
     "IterTimerHook",
     "LoggerHook",
     "RuntimeInfoHook",

@@ -9,10 +9,10 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop
 
 from detkit.engine.checkpoint import write_text
+from detkit.engine.hooks.hook import Hook
 from detkit.engine.metric_files import scalars
 from detkit.registry import HOOKS, nearest
 

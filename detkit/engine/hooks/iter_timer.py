@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from mmengine.hooks import Hook
-
+from detkit.engine.hooks.hook import Hook
 from detkit.registry import HOOKS
 
 __all__ = ["IterTimerHook"]

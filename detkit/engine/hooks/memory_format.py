@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook
 
+from detkit.engine.hooks.hook import Hook
 from detkit.registry import HOOKS
 
 __all__ = ["ChannelsLastHook"]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import mmcv
-from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop
 
+from detkit.engine.hooks.hook import Hook
 from detkit.registry import HOOKS
 
 __all__ = ["DetVisualizationHook"]
