@@ -150,13 +150,26 @@ def weight_reduce_loss(
     return loss.mean() if loss.numel() > 0 else loss.sum()
 
 
-def reduce_mean(value: Tensor) -> Tensor:
-    """Mean over the processes of a distributed run, of a number to divide losses by; else ``value`` itself."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return value
-    mean = value.detach() / distributed.get_world_size()
-    distributed.all_reduce(mean)
-    return mean
+def reduce_mean(value: Tensor, least: float = 0.0) -> Tensor:
+    """Mean over the processes of a distributed run of a number to divide losses by.
+
+    DDP averages gradients over the processes: with this divisor they are those of one process with all images. What
+    is computed without gradients is averaged by nobody, and there processes may hold unequal numbers of batches, so
+    ``value`` stays the process's own.
+
+    Args:
+        value: () number of this process, on any device.
+        least: Least sum over all processes.
+
+    Returns:
+        (), without gradient where it is a mean; ``value`` itself where there is one process and ``least`` is 0.
+    """
+    processes = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    if processes > 1 and torch.is_grad_enabled():
+        value = value.detach() / processes
+        distributed.all_reduce(value)
+        least = least / processes
+    return value.clamp(min=least) if least > 0 else value
 
 
 def weighted_loss(elementwise: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -174,6 +174,10 @@ def test_the_mean_over_processes(monkeypatch):
     torch.testing.assert_close(mean, torch.tensor(4.0))
     assert not mean.requires_grad
     assert value == 5
+    # The least sum over both processes is 10: 5 each.
+    assert reduce_mean(value, least=10) == 5
+    with torch.no_grad():
+        assert reduce_mean(value) is value
 
 
 def test_leading_dimensions_are_samples():

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from detkit.losses.reduction import reduce_mean
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.candidates import inside_boxes
 from detkit.task_modules.assigners.chunks import chunk_slices
@@ -94,7 +95,7 @@ def fcos_losses(
     loss_centerness: nn.Module,
     strides: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Losses of all points of all images; a box counts as much as its point is central.
+    """Losses of all points of all images, of every process; a box counts as much as its point is central.
 
     Args:
         logits: (N, A, C).
@@ -110,7 +111,7 @@ def fcos_losses(
         ``loss_cls``, ``loss_bbox`` and ``loss_centerness``.
     """
     positive = targets.positive.flatten()
-    num_positive = positive.sum().clamp(min=1)
+    num_positive = reduce_mean(positive.sum(), least=1)
     wanted = targets.distances if strides is None else targets.distances / strides.unsqueeze(-1)
     # Elsewhere the prediction is anything, infinite too, and infinity times no weight would not be 0.
     predicted = torch.where(targets.positive.unsqueeze(-1), distances, wanted).flatten(0, 1)
@@ -122,7 +123,7 @@ def fcos_losses(
             _around_origin(predicted),
             _around_origin(wanted),
             weight=central,
-            avg_factor=central.sum().clamp(min=LEAST_CENTERNESS),
+            avg_factor=reduce_mean(central.sum(), least=LEAST_CENTERNESS),
         ),
         "loss_centerness": loss_centerness(
             centerness_logits.flatten(), central, weight=positive.float(), avg_factor=num_positive

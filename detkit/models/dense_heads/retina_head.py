@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from detkit.losses.reduction import reduce_mean
 from detkit.models.dense_heads.anchor_targets import anchor_targets, check_assigner, valid_anchors
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
@@ -144,18 +145,19 @@ class RetinaHead(BaseModule):
         boxes = flatten_levels(bbox_preds, self.encode_size)  # (N, A, 4)
         if self.reg_decoded_bbox:
             boxes = self.bbox_coder.decode(anchors.expand_as(boxes), boxes)
+        avg_factor = reduce_mean(targets.avg_factor)
         return {
             "loss_cls": self.loss_cls(
                 logits.flatten(0, 1),
                 targets.labels.flatten(),
                 targets.label_weights.flatten(),
-                avg_factor=targets.avg_factor,
+                avg_factor=avg_factor,
             ),
             "loss_bbox": self.loss_bbox(
                 boxes.flatten(0, 1),
                 targets.bbox_targets.flatten(0, 1),
                 targets.bbox_weights.flatten().unsqueeze(-1).expand(-1, 4),
-                avg_factor=targets.avg_factor,
+                avg_factor=avg_factor,
             ),
         }
 

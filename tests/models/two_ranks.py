@@ -1,0 +1,111 @@
+"""What each of two gloo processes does in ``test_two_ranks.py``: a module, so that processes can import it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.structures import InstanceData
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from detkit.losses import CrossEntropyLoss, FocalLoss, GIoULoss
+from detkit.models.dense_heads import RetinaHead
+from detkit.models.dense_heads.fcos_loss import fcos_losses, fcos_targets
+from detkit.structures import DetDataSample
+from detkit.structures.ground_truth import GroundTruth
+from detkit.task_modules import MlvlPointGenerator
+
+# The first two images have objects, the other two none: the processes count very different numbers.
+OBJECTS = ([[4.0, 4, 30, 34], [20, 10, 60, 50], [8, 8, 24, 24]], [[2.0, 2, 62, 60]], [], [])
+
+
+class Retina(nn.Module):
+    """The head alone, called as DDP calls a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = RetinaHead(
+            num_classes=3,
+            in_channels=4,
+            feat_channels=4,
+            stacked_convs=1,
+            anchor_generator={
+                "type": "AnchorGenerator",
+                "octave_base_scale": 2,
+                "scales_per_octave": 2,
+                "ratios": [1.0],
+                "strides": [8, 16],
+            },
+            train_cfg={"assigner": {"type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.4}},
+        )
+        self.head.init_weights()
+
+    def forward(self, images: list[int]) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        levels = [torch.randn(4, 4, 64 // s, 64 // s, generator=generator)[images] for s in (8, 16)]
+        samples = []
+        for index in images:
+            shape = (64, 64)
+            sample = DetDataSample(metainfo={"img_shape": shape, "pad_shape": shape, "batch_input_shape": shape})
+            sample.gt_instances = truth_of(index)
+            samples.append(sample)
+        return sum(self.head.loss(levels, samples).values())
+
+
+class FCOS(nn.Module):
+    """Free predictions of each point of each image, and the losses of FCOS over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        self.logits = nn.Parameter(torch.randn(4, 64, 3, generator=generator))
+        self.distances = nn.Parameter(torch.randn(4, 64, 4, generator=generator))
+        self.centerness = nn.Parameter(torch.randn(4, 64, generator=generator))
+
+    def forward(self, images: list[int]) -> Tensor:
+        (points,) = MlvlPointGenerator([8]).grid_priors([(8, 8)])
+        ranges = torch.tensor([[-1.0, 64.0]]).expand(64, 2)
+        targets = fcos_targets(points, ranges, GroundTruth.from_instances([truth_of(i) for i in images]), 3)
+        losses = fcos_losses(
+            self.logits[images],
+            self.distances[images].exp() * 8,
+            self.centerness[images],
+            targets,
+            FocalLoss(),
+            GIoULoss(),
+            CrossEntropyLoss(use_sigmoid=True),
+        )
+        return sum(losses.values())
+
+
+MODELS: dict[str, type[nn.Module]] = {"retina": Retina, "fcos": FCOS}
+
+
+def truth_of(index: int) -> InstanceData:
+    boxes = torch.tensor(OBJECTS[index]).view(-1, 4)
+    return InstanceData(bboxes=boxes, labels=torch.arange(len(boxes)) % 3)
+
+
+def gradients(module: nn.Module, images: list[int]) -> dict[str, Tensor]:
+    module(images).backward()
+    found = {name.removeprefix("module."): p.grad for name, p in module.named_parameters()}
+    assert all(grad is not None for grad in found.values())
+    return found
+
+
+def work(rank: int, folder: str) -> None:
+    """Gradients of each model over the rank's two images, written by the first rank."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found: dict[str, Any] = {}
+    for name, build in MODELS.items():
+        for kind, images in (("even", [[0, 1], [2, 3]]), ("no objects", [[2, 3], [3, 2]])):
+            found[f"{name}, {kind}"] = gradients(DistributedDataParallel(build()), images[rank])
+    if rank == 0:
+        torch.save(found, f"{folder}/found.pt")
+        # Only this rank asks: without gradients it must not wait for the other.
+        with torch.no_grad():
+            Retina()([0])
+    distributed.destroy_process_group()
