@@ -1,6 +1,7 @@
 """Running: the runner, its loops, hooks, optimizers and checkpoints."""
 
 from detkit.engine.checkpoint import load_checkpoint_file, load_weights, save_checkpoint_file
+from detkit.engine.distributed import launch
 from detkit.engine.hooks import (
     ChannelsLastHook,
     CheckInvalidLossHook,
@@ -30,6 +31,7 @@ __all__ = [
     "OptimWrapper",
     "Runner",
     "RuntimeInfoHook",
+    "launch",
     "load_checkpoint_file",
     "load_weights",
     "save_checkpoint_file",

@@ -1,0 +1,65 @@
+"""What the processes of the distributed tests do; started by name, so functions of a module."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import distributed
+
+from detkit.engine.distributed import (
+    all_gather,
+    broadcast,
+    gather,
+    get_local_group,
+    get_local_rank,
+    get_local_size,
+    get_rank,
+    get_world_size,
+    reduce_dict,
+    shared_random_seed,
+    synchronize,
+)
+
+
+def collectives(processes_per_machine: int) -> list[dict[str, Any]]:
+    """Every collective's result on every process."""
+    rank = get_rank()
+    # A machine is what its launcher says it is; here, two in one.
+    os.environ["GROUP_RANK"] = str(rank // processes_per_machine)
+    local = torch.tensor([float(rank)])
+    distributed.all_reduce(local, group=get_local_group())
+    world = torch.tensor([float(rank)])
+    distributed.all_reduce(world)
+    believed = get_local_rank(), get_local_size()
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        del os.environ[name]
+    seen = {
+        "pid": os.getpid(),
+        "rank": (rank, get_world_size()),
+        "believed": believed,
+        "counted": (get_local_rank(), get_local_size()),
+        "all_gather": all_gather({"r": rank}),
+        "gather": gather(rank),
+        "gather to 1": gather(rank, dst=1),
+        "broadcast": broadcast(f"from {rank}", src=2),
+        "seed": shared_random_seed(),
+        "mean": reduced(rank, average=True),
+        "sum": reduced(rank, average=False),
+        "local": local.item(),
+        "world": world.item(),
+    }
+    synchronize()
+    return all_gather(seen)
+
+
+def reduced(rank: int, average: bool) -> dict[str, Any]:
+    values = {"a": torch.tensor(rank + 1.0), "b": torch.full((2, 1), rank, dtype=torch.float16)}
+    if rank:  # filled in another order
+        values = dict(reversed(values.items()))
+    return {name: value.tolist() for name, value in reduce_dict(values, average).items()}
+
+
+def process_id() -> int:
+    return os.getpid()
