@@ -95,7 +95,7 @@ class PartBuilder(mmengine_runner.Runner):
         super().register_hook(hook, priority)
         self._stages.clear()
 
-    def _hooks_at(self, stage: str) -> list[Hook]:
+    def hooks_at(self, stage: str) -> list[Hook]:
         """The hooks that override ``stage``, in their order."""
         if stage not in self._stages:
             self._stages[stage] = [hook for hook in self._hooks if stage in overridden_stages(hook)]

@@ -34,6 +34,7 @@ from detkit.registry import RUNNERS
 __all__ = ["Runner"]
 
 _runs = count()
+_END_STAGES = ("after_train", "after_run")
 
 
 @RUNNERS.register_module()
@@ -45,9 +46,13 @@ class Runner(PartBuilder):
         work_dir: Folder of everything the run writes.
         device: ``'cpu'``, ``'cuda'``, ``'cuda:1'``; None takes the config's ``device``, else CUDA where there is one.
         resume: True goes on from the newest intact checkpoint in ``work_dir``, or starts (from ``load_from``, if
-            set) where there is none; a path goes on from that file.
+            set) where there is none, and so does ``'auto'``; a path goes on from that file.
         kwargs: As mmengine's runner takes them; ``default_scope`` defaults to ``'detkit'`` and
             ``randomness`` to ``dict(seed=0)``.
+
+    Attributes:
+        train_completed: Whether the training went to its end; hooks whose ``after_train`` does more than to clean
+            up ask this, since it is called after an error too.
 
     Raises:
         ValueError: A device that does not exist.
@@ -74,8 +79,10 @@ class Runner(PartBuilder):
         kwargs["randomness"] = {"seed": 0, **randomness}
         self.console = Console(stderr=True)
         self._stages = {}
+        self._ended: set[str] = set()
+        self.train_completed = False
         self._checkpoint_to_resume: tuple[dict[str, Any], str] | None = None
-        super().__init__(model, work_dir, resume=resume, **kwargs)
+        super().__init__(model, work_dir, resume=True if resume == "auto" else resume, **kwargs)
 
     @classmethod
     def from_cfg(cls, cfg: Any) -> Runner:
@@ -122,7 +129,10 @@ class Runner(PartBuilder):
 
         mmengine calls all of them, and turns a TypeError inside one into another without its traceback.
         """
-        for hook in self._hooks_at(fn_name):
+        if fn_name in _END_STAGES:
+            self.train_completed |= fn_name == "after_train"
+            return self._end(fn_name)
+        for hook in self.hooks_at(fn_name):
             getattr(hook, fn_name)(self, **kwargs)
 
     def train(self) -> nn.Module:
@@ -163,12 +173,15 @@ class Runner(PartBuilder):
             check_metric(metric, dataset, f"{kind}_evaluator")
 
     def _closing(self, run: Callable[[], Any]) -> Any:
-        """Run, and let hooks release what they hold also after an error; mmengine leaves files open then."""
+        """Run, and reach the end stages of all hooks in any case; mmengine leaves files open after an error."""
+        self.train_completed, self._ended = False, set()
         try:
             result = run()
         except BaseException as error:
             # The error that ended the run is the one to be seen; those of hooks that clean up go to the log.
             self._call_each("on_exception", error=error)
+            for stage in _END_STAGES if isinstance(self._train_loop, BaseLoop) else _END_STAGES[1:]:
+                self._call_each(stage)
             self._call_each("close")
             raise
         failed = self._call_each("close")
@@ -176,10 +189,18 @@ class Runner(PartBuilder):
             raise failed
         return result
 
+    def _end(self, stage: str) -> None:
+        failed = self._call_each(stage)
+        if failed is not None:
+            raise failed
+
     def _call_each(self, stage: str, **kwargs: Any) -> BaseException | None:
-        """Call all hooks at ``stage`` though some fail; log the errors, and return the first."""
+        """Call all hooks at ``stage``, once per run, though some fail; log the errors, and return the first."""
+        if stage in self._ended:
+            return None
+        self._ended.add(stage)
         first = None
-        for hook in self._hooks_at(stage):
+        for hook in self.hooks_at(stage):
             try:
                 getattr(hook, stage)(self, **kwargs)
             except Exception as error:

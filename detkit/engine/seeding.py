@@ -86,11 +86,16 @@ class SeededBatches:
 
     Args:
         batches: The batch sampler to wrap.
+
+    Attributes:
+        epoch: Pass over the data.
+        skip: How many batches the next iteration leaves out, without loading a sample of them.
     """
 
     def __init__(self, batches: Any) -> None:
         self.batches = batches
         self.epoch = 0
+        self.skip = 0
 
     def __getattr__(self, name: str) -> Any:
         if name == "batches":  # not set yet: a copy or an unpickled object is being filled
@@ -101,8 +106,12 @@ class SeededBatches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
+        skip, self.skip = self.skip, 0
         position = 0
-        for batch in self.batches:
+        for number, batch in enumerate(self.batches):
+            if number < skip:
+                position += len(batch)
+                continue
             yield [SampleKey(self.epoch, position + place, index) for place, index in enumerate(batch)]
             position += len(batch)
 

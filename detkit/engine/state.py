@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
-from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor
 
 import detkit
@@ -36,12 +35,13 @@ def capture(runner: Any, meta: Mapping[str, Any], optimizer: bool, schedulers: b
         schedulers: The same for schedulers.
 
     Returns:
-        ``meta``, ``state_dict``, ``message_hub``, ``rng``, ``hooks`` and, if wanted, ``optimizer``,
+        ``meta``, ``state_dict``, ``message_hub``, ``rng``, ``position``, ``hooks`` and, if wanted, ``optimizer``,
         ``param_schedulers``.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     dataset = runner.train_dataloader.dataset
     hub = runner.message_hub
+    position = runner.train_loop.state_dict() if hasattr(runner.train_loop, "state_dict") else {}
     checkpoint: dict[str, Any] = {
         "meta": {
             **meta,
@@ -57,6 +57,7 @@ def capture(runner: Any, meta: Mapping[str, Any], optimizer: bool, schedulers: b
         "state_dict": model.state_dict(),
         "message_hub": {key: value for key, value in hub.runtime_info.items() if hub._resumed_keys.get(key)},
         "rng": rng_state(),
+        "position": position,
         "hooks": {name: state for name, hook in _named_hooks(runner) if (state := hook.state_dict())},
     }
     if optimizer:
@@ -81,7 +82,7 @@ def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
     dataset = runner.train_dataloader.dataset
     own = (label_map(dataset) or {}).get("classes")
     check_same_classes(classes_of(checkpoint), path, own, "train_dataloader.dataset")
-    _check_position(runner, meta, path)
+    position = _position(runner, checkpoint, path)
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     load_weights(model, checkpoint, strict=True)
@@ -94,7 +95,10 @@ def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
     for key, value in checkpoint["message_hub"].items():
         runner.message_hub.update_info(key, value)
     _restore_hooks(runner, checkpoint.get("hooks", {}), path)
-    runner.train_loop._epoch, runner.train_loop._iter = meta["epoch"], meta["iter"]
+    if position:
+        runner.train_loop.load_state_dict(position, meta["epoch"], meta["iter"])
+    else:
+        runner.train_loop._epoch, runner.train_loop._iter = meta["epoch"], meta["iter"]
     set_rng_state(checkpoint["rng"])
 
 
@@ -104,7 +108,9 @@ def check_resumable(checkpoint: Mapping[str, Any], path: str) -> None:
     Raises:
         ValueError: With what is missing.
     """
-    missing = [key for key in ("meta", "state_dict", "optimizer", "message_hub", "rng") if key not in checkpoint]
+    missing = [
+        key for key in ("meta", "state_dict", "optimizer", "message_hub", "rng", "position") if key not in checkpoint
+    ]
     if missing:
         raise ValueError(
             f"{path}: a run cannot be resumed from this file, as it lacks {', '.join(missing)}; start a new run "
@@ -112,15 +118,18 @@ def check_resumable(checkpoint: Mapping[str, Any], path: str) -> None:
         )
 
 
-def _check_position(runner: Any, meta: Mapping[str, Any], path: str) -> None:
-    loop = runner.train_loop
+def _position(runner: Any, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, int]:
+    """Where to go on in the data; empty for a loop that does not know places."""
+    position = checkpoint["position"]
+    if not position or not hasattr(runner.train_loop, "load_state_dict"):
+        return {}
     length = len(runner.train_dataloader)
-    if isinstance(loop, EpochBasedTrainLoop) and meta["iter"] != meta["epoch"] * length:
+    if position["batches"] != length:
         raise ValueError(
-            f"{path}: was saved after {meta['iter']} iterations and {meta['epoch']} epochs, but {meta['epoch']} "
-            f"epochs have {meta['epoch'] * length} iterations now; a run is resumed at the end of an epoch, with "
-            "the dataset and batch size it was started with"
+            f"{path}: a pass over the data had {position['batches']} iterations then, and has {length} now; a run is "
+            "resumed with the dataset, the batch size and the number of processes it was started with"
         )
+    return position
 
 
 def _named_hooks(runner: Any) -> list[tuple[str, Hook]]:

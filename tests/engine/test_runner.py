@@ -41,6 +41,16 @@ class Kill(Hook):
             raise KeyboardInterrupt
 
 
+class Watch(Hook):
+    """Hands every training batch to a function."""
+
+    def __init__(self, look) -> None:
+        self.look = look
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.look(data_batch)
+
+
 def failing_loader() -> dict[str, object]:
     return toy_config("")["train_dataloader"] | {"dataset": {"type": "ToyDataset", "fail_at": 5}}
 
@@ -104,8 +114,7 @@ def test_worker_count_does_not_change_the_weights(make_runner, sampler):
 def test_no_epoch_repeats_the_augmentations_of_another(make_runner):
     runner = make_runner(epochs=3)
     seen = []
-    step = runner.model.train_step
-    runner.model.train_step = lambda data, **kwargs: seen.extend(data["inputs"]) or step(data, **kwargs)
+    runner.register_hook(Watch(lambda batch: seen.extend(batch["inputs"])))
     runner.train()
     draws = torch.stack(seen)
     assert len(draws) == 36
@@ -247,7 +256,7 @@ def test_resume_for_longer_takes_the_new_schedule_and_says_so(make_runner, capfd
         ),
         (
             {"train_dataloader": toy_config("")["train_dataloader"] | {"batch_size": 6}},
-            "after 6 iterations and 2 epochs",
+            "a pass over the data had 3 iterations then, and has 2 now",
         ),
         ({"optim_wrapper": {"optimizer": {"type": "SGD", "lr": 1.0}, "paramwise_cfg": {"bias_lr_mult": 2.0}}}, "optim"),
     ],
@@ -592,7 +601,8 @@ def test_every_hook_hears_of_the_end_and_the_first_error_survives(make_runner):
     with pytest.raises(ValueError, match=r"images/5.jpg: the file is truncated"):
         runner.train()
     for hook in (hooks[0], hooks[2]):
-        assert hook.seen == ["on_exception images/5.jpg: the file is truncated", "close"]
+        assert hook.seen == ["on_exception images/5.jpg: the file is truncated", "after_train", "close"]
+    assert not runner.train_completed
 
 
 def test_a_hook_that_cannot_close_fails_a_run_that_went_well(make_runner):
