@@ -2,6 +2,7 @@
 
 from detkit.engine.checkpoint import load_checkpoint_file, load_weights, save_checkpoint_file
 from detkit.engine.distributed import launch
+from detkit.engine.evaluation import MultiDatasetTestLoop, MultiDatasetValLoop, TestLoop, ValLoop
 from detkit.engine.hooks import (
     ChannelsLastHook,
     CheckInvalidLossHook,
@@ -28,9 +29,13 @@ __all__ = [
     "IterBasedTrainLoop",
     "IterTimerHook",
     "LoggerHook",
+    "MultiDatasetTestLoop",
+    "MultiDatasetValLoop",
     "OptimWrapper",
     "Runner",
     "RuntimeInfoHook",
+    "TestLoop",
+    "ValLoop",
     "launch",
     "load_checkpoint_file",
     "load_weights",

@@ -127,13 +127,20 @@ class PartBuilder(mmengine_runner.Runner):
         """Build a loader; with mmengine's, augmentations repeat at each epoch (see ``engine/seeding.py``)."""
         return build_dataloader(dataloader, seed or 0)
 
-    def _loader(self, name: str) -> DataLoader:
+    def _loader(self, name: str) -> Any:
+        """A loader, or several where the config has a list of them."""
         cfg: Any = getattr(self, f"_{name}")
         if isinstance(cfg, Mapping):
             with building(name, cfg):
                 cfg = self.build_dataloader(cfg, self.seed)
-            setattr(self, f"_{name}", cfg)
+        elif isinstance(cfg, (list, tuple)):
+            cfg = [self._build_at(f"{name}.{index}", one) for index, one in enumerate(cfg)]
+        setattr(self, f"_{name}", cfg)
         return cfg
+
+    def _build_at(self, path: str, cfg: Any) -> DataLoader:
+        with building(path, cfg):
+            return self.build_dataloader(cfg, self.seed)
 
     def build_evaluator(self, evaluator: Evaluator | dict[str, Any] | list[Any]) -> Evaluator:
         """An evaluator of one metric, of several, or of a type of its own."""
@@ -170,9 +177,12 @@ class PartBuilder(mmengine_runner.Runner):
         with building(f"{kind}_cfg", options):
             return LOOPS.build(options, default_args={"runner": self, "dataloader": loader, **parts})
 
-    def _evaluator(self, kind: str) -> Evaluator:
+    def _evaluator(self, kind: str) -> Any:
+        """The metrics of a dataset; a list of them for each dataset where there is a list of those."""
         cfg = getattr(self, f"_{kind}_evaluator")
         with building(f"{kind}_evaluator", cfg):
+            if isinstance(cfg, (list, tuple)) and isinstance(getattr(self, f"_{kind}_dataloader"), (list, tuple)):
+                return [self.build_evaluator(one) for one in cfg]
             return self.build_evaluator(cfg)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> OptimWrapper:

@@ -27,6 +27,7 @@ from detkit.engine.checkpoint import (
 )
 from detkit.engine.console import use_console
 from detkit.engine.environment import describe_environment, require_writable, select_device
+from detkit.engine.evaluation import EvaluationPart, evaluation_parts
 from detkit.engine.labels import check_heads, check_metric, check_same_classes, class_difference, classes_of, label_map
 from detkit.engine.state import capture, check_resumable, restore
 from detkit.registry import RUNNERS
@@ -146,8 +147,10 @@ class Runner(PartBuilder):
         if self._val_loop is not None:
             self._val_loop = self.build_val_loop(self._val_loop)
             self._check_evaluation("val", self._val_loop)
-            pair = [(label_map(one) or {}).get("classes") for one in (dataset, self.val_dataloader.dataset)]
-            check_same_classes(pair[0], "train_dataloader.dataset", pair[1], "val_dataloader.dataset")
+            own = (label_map(dataset) or {}).get("classes")
+            for path, part in _datasets("val", self._val_loop):
+                classes = (label_map(part.dataloader.dataset) or {}).get("classes")
+                check_same_classes(own, "train_dataloader.dataset", classes, f"{path}.dataset")
         return self._closing(super().train)
 
     def val(self) -> dict[str, Any]:
@@ -167,10 +170,11 @@ class Runner(PartBuilder):
         return self._closing(super().test)
 
     def _check_evaluation(self, kind: str, loop: Any) -> None:
-        dataset = loop.dataloader.dataset
-        check_heads(_inner(self.model), dataset, f"{kind}_dataloader.dataset")
-        for metric in loop.evaluator.metrics:
-            check_metric(metric, dataset, f"{kind}_evaluator")
+        for path, part in _datasets(kind, loop):
+            dataset = part.dataloader.dataset
+            check_heads(_inner(self.model), dataset, f"{path}.dataset")
+            for metric in part.evaluator.metrics:
+                check_metric(metric, dataset, path.replace("dataloader", "evaluator"))
 
     def _closing(self, run: Callable[[], Any]) -> Any:
         """Run, and reach the end stages of all hooks in any case; mmengine leaves files open after an error."""
@@ -280,8 +284,9 @@ class Runner(PartBuilder):
     def _check_labels_of(self, checkpoint: Mapping[str, Any]) -> None:
         kind, loop = ("test", self._test_loop) if isinstance(self._test_loop, BaseLoop) else ("val", self._val_loop)
         if isinstance(loop, BaseLoop):
-            own = (label_map(loop.dataloader.dataset) or {}).get("classes")
-            check_same_classes(classes_of(checkpoint), str(self._load_from), own, f"{kind}_dataloader.dataset")
+            for path, part in _datasets(kind, loop):
+                own = (label_map(part.dataloader.dataset) or {}).get("classes")
+                check_same_classes(classes_of(checkpoint), str(self._load_from), own, f"{path}.dataset")
 
     def _warn_of_other_labels(self, checkpoint: Mapping[str, Any]) -> None:
         own = (label_map(self.train_dataloader.dataset) or {}).get("classes")
@@ -305,6 +310,13 @@ class Runner(PartBuilder):
         checkpoint = capture(self, done, save_optimizer, save_param_scheduler)
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
         save_checkpoint_file(checkpoint, Path(out_dir, filename))
+
+
+def _datasets(kind: str, loop: Any) -> list[tuple[str, EvaluationPart]]:
+    """The datasets of an evaluation, each with the config path of its loader."""
+    parts = evaluation_parts(loop)
+    path = f"{kind}_dataloader"
+    return [(path if len(parts) == 1 else f"{path}.{index}", part) for index, part in enumerate(parts)]
 
 
 def _inner(model: Any) -> nn.Module:

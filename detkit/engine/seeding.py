@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "SeededBatches",
     "SeededDataset",
     "derive_seed",
+    "fenced_random_numbers",
     "rng_state",
     "seed_everything",
     "set_rng_state",
@@ -65,6 +67,16 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available() and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def fenced_random_numbers() -> Iterator[None]:
+    """Whatever is drawn inside, python, numpy and torch go on afterwards as if nothing had been."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
 
 
 class SampleKey(NamedTuple):

@@ -95,7 +95,7 @@ class DetDataPreprocessor(BaseDataPreprocessor):
                 pad_shape = (self._padded(image.shape[1]), self._padded(image.shape[2]))
                 sample.set_metainfo({"batch_input_shape": (height, width), "pad_shape": pad_shape})
             if training:
-                self._pad_annotations(samples, height, width)
+                self.pad_annotations(samples, height, width)
         if training:
             for augment in self.batch_augments:
                 batch, samples = augment(batch, samples)
@@ -118,7 +118,8 @@ class DetDataPreprocessor(BaseDataPreprocessor):
             row[:, :, image.shape[2] :] = self.pad_value
         return batch
 
-    def _pad_annotations(self, samples: list[DetDataSample], height: int, width: int) -> None:
+    def pad_annotations(self, samples: list[DetDataSample], height: int, width: int) -> None:
+        """Pad masks and semantic maps to the batch's size, where ``pad_mask`` and ``pad_seg`` say so."""
         for sample in samples:
             if self.pad_mask and "masks" in sample.gt_instances:
                 sample.gt_instances.masks = sample.gt_instances.masks.pad((height, width), self.mask_pad_value)

@@ -1,0 +1,212 @@
+"""Losses on data that the model does not learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import all_gather_object, get_world_size
+from mmengine.model import is_model_wrapper
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from torch import Tensor, nn
+
+__all__ = ["ValidationLoss", "loads_in_original_frame", "to_network_frame", "without_losses"]
+
+# What may stand between loading and annotations without moving anything but by the scale factor.
+_IN_PLACE = ("Load", "Normalize", "Pad", "PhotoMetric", "Color", "Brightness", "Contrast")
+
+
+class ValidationLoss:
+    """Means of a model's losses over a dataset, each batch weighted by its images.
+
+    Boxes, masks and maps that the pipeline loads after resizing are in pixels of the original image, as metrics
+    want them; the losses see them in pixels of the network's input. Buffers that a loss keeps (running means,
+    counts) are put back, and no gradient is kept. The total is read from the device once, at the end.
+
+    Args:
+        model: In evaluation mode, wrapped or not.
+        dataloader: The data, for its number of batches and its pipeline.
+        source: Config path of ``dataloader``, for messages.
+
+    Raises:
+        ValueError: The pipeline loads no annotations, or moves them in ways that are not known here; a process
+            has no batch.
+    """
+
+    def __init__(self, model: nn.Module, dataloader: Any, source: str) -> None:
+        inner: Any = model.module if is_model_wrapper(model) else model
+        self._model = inner
+        self._source = source
+        self._rescale = loads_in_original_frame(dataloader.dataset, f"{source}.dataset.pipeline")
+        self._sums: dict[str, Tensor] = {}
+        self._images = 0
+        self._last: Any = None
+        self._buffers = _Buffers(self._model)
+        self._batches = 0
+
+    def add(self, data_batch: Any) -> None:
+        """Compute the losses of a batch of the dataset."""
+        for name, value in self._losses(data_batch).items():
+            self._sums[name] = self._sums.get(name, 0) + value.double() * len(data_batch["data_samples"])
+        self._images += len(data_batch["data_samples"])
+        self._batches += 1
+        self._last = data_batch
+
+    def means(self) -> dict[str, float]:
+        """The means over the images of all processes.
+
+        Raises:
+            ValueError: A process had no batch, or the processes' losses have other names.
+        """
+        if get_world_size() > 1:
+            self._catch_up()
+        names = list(self._sums)
+        values = torch.stack(list(self._sums.values())).tolist() if names else []
+        gathered = all_gather_object((dict(zip(names, values, strict=True)), self._images))
+        images = sum(count for _, count in gathered)
+        if not images:
+            raise ValueError(f"{self._source}: no images, and so no loss")
+        totals: dict[str, float] = {}
+        for sums, _ in gathered:
+            for name, value in sums.items():
+                totals[name] = totals.get(name, 0.0) + value
+        return {name: value / images for name, value in totals.items()}
+
+    def _catch_up(self) -> None:
+        """Repeat the last batch, uncounted, as often as others had more: normalisers wait for all processes."""
+        counts = all_gather_object(self._batches)
+        if min(counts) == 0:
+            raise ValueError(
+                f"{self._source}: a loss needs a batch in each of {len(counts)} processes, their numbers are {counts}"
+            )
+        with torch.no_grad():
+            for _ in range(max(counts) - self._batches):
+                self._losses(self._last)
+
+    def _losses(self, data_batch: Any) -> dict[str, Tensor]:
+        if not isinstance(data_batch, Mapping) or "data_samples" not in data_batch:
+            raise ValueError(f"{self._source}: a loss needs batches with data_samples, got {type(data_batch).__name__}")
+        for sample in data_batch["data_samples"]:
+            if "gt_instances" not in sample or not sample.gt_instances.keys():
+                raise ValueError(
+                    f"{self._source}.dataset.pipeline: a loss needs annotations, but {sample.get('img_path')} has "
+                    "none; add dict(type='LoadAnnotations', with_bbox=True), or leave loss=True out"
+                )
+        # Copies: predicting on the same batch follows, and the metric reads its ground truth.
+        samples = [
+            to_network_frame(sample) if self._rescale else _copy(sample) for sample in data_batch["data_samples"]
+        ]
+        preprocessor = self._model.data_preprocessor
+        data = preprocessor({**data_batch, "data_samples": samples}, False)
+        if hasattr(preprocessor, "pad_annotations"):
+            preprocessor.pad_annotations(data["data_samples"], *data["inputs"].shape[-2:])
+        try:
+            _, losses = self._model.parse_losses(self._model(**data, mode="loss"))
+        finally:
+            self._buffers.restore()
+        return {name: torch.as_tensor(value).detach() for name, value in losses.items()}
+
+
+class _Buffers:
+    """The buffers of a model as they are now; losses that count or average as they go write into theirs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        places = [(module, name) for module in model.modules() for name in module._buffers]
+        self._kept = [(module, name, module._buffers[name]) for module, name in places]
+        self._values = [buffer.clone() for _, _, buffer in self._kept if buffer is not None]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for module, name, buffer in self._kept:
+            module._buffers[name] = buffer
+        if self._values:
+            torch._foreach_copy_([buffer for _, _, buffer in self._kept if buffer is not None], self._values)
+
+
+def loads_in_original_frame(dataset: Any, source: str) -> bool:
+    """Whether a pipeline loads annotations after it has resized the image, so that they are not resized.
+
+    Args:
+        dataset: With a ``pipeline`` of transforms, bare or in wrappers; without one the answer is no.
+        source: Config path of the pipeline, for messages.
+
+    Raises:
+        ValueError: No annotations are loaded, or something other than resizing comes before.
+    """
+    joined = [loads_in_original_frame(one, source) for one in getattr(dataset, "datasets", None) or ()]
+    if joined:
+        if len(set(joined)) > 1:
+            raise ValueError(f"{source}: some of the joined datasets load annotations before Resize, some after it")
+        return joined[0]
+    transforms = getattr(getattr(dataset, "pipeline", None), "transforms", None)
+    if not transforms:
+        return False
+    names = [type(transform).__name__ for transform in transforms]
+    loading = next((index for index, name in enumerate(names) if "Annotations" in name), None)
+    if loading is None:
+        raise ValueError(
+            f"{source}: a loss needs annotations, but the pipeline ({', '.join(names)}) loads none; add "
+            "dict(type='LoadAnnotations', with_bbox=True), or leave loss=True out"
+        )
+    before = [name for name in names[:loading] if not name.startswith(_IN_PLACE)]
+    moved = [name for name in before if "Resize" not in name]
+    if moved:
+        raise ValueError(
+            f"{source}: {names[loading]} comes after {', '.join(moved)}, so that boxes and image may not belong "
+            f"together; put it before, or only Resize in between"
+        )
+    return bool(before)
+
+
+def to_network_frame(sample: Any) -> Any:
+    """A copy of ``sample`` whose ground truth is in pixels of the network's input.
+
+    Args:
+        sample: With ``scale_factor`` (width, height), network's size over original size.
+
+    Raises:
+        ValueError: No ``scale_factor``, or a flipped image.
+    """
+    scale = sample.get("scale_factor")
+    if scale is None or sample.get("flip"):
+        raise ValueError(
+            f"{sample.get('img_path')}: a loss on annotations loaded after Resize needs scale_factor and no flip; "
+            "name 'scale_factor' in meta_keys of PackDetInputs"
+        )
+    copy = _copy(sample)
+    for field in ("gt_instances", "ignored_instances"):
+        if field in copy:
+            setattr(copy, field, _scaled(copy.get(field), scale))
+    if "gt_sem_seg" in copy:
+        seg = copy.gt_sem_seg.sem_seg
+        height, width = round(seg.shape[-2] * scale[1]), round(seg.shape[-1] * scale[0])
+        resized = nn.functional.interpolate(seg[None].float(), (height, width), mode="nearest")[0].to(seg.dtype)
+        copy.gt_sem_seg = PixelData(metainfo=copy.gt_sem_seg.metainfo, sem_seg=resized)
+    return copy
+
+
+def _copy(sample: Any) -> Any:
+    """Another sample of the same data, in which fields can be replaced."""
+    return sample.new()
+
+
+def _scaled(instances: InstanceData, scale: Sequence[float]) -> InstanceData:
+    copy = instances.new()
+    if "bboxes" in copy:
+        copy.bboxes = copy.bboxes * copy.bboxes.new_tensor([scale[0], scale[1], scale[0], scale[1]])
+    if "masks" in copy:
+        masks = copy.masks
+        copy.masks = masks.resize((round(masks.height * scale[1]), round(masks.width * scale[0])))
+    return copy
+
+
+def without_losses(outputs: Any, losses: dict[str, list[float]]) -> Any:
+    """Take out the losses that mmengine lets a model hand over as a last element of its predictions."""
+    last = outputs[-1] if isinstance(outputs, Sequence) and len(outputs) else None
+    if not isinstance(last, BaseDataElement) or list(last.keys()) != ["loss"] or not isinstance(last.loss, Mapping):
+        return outputs
+    for name, value in last.loss.items():
+        entries = value if isinstance(value, Sequence) else [value]
+        losses.setdefault(name, []).extend(float(entry) for entry in entries)
+    return outputs[:-1]
