@@ -7,13 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmengine.registry import FUNCTIONS
 from torch.utils.data import BatchSampler, DataLoader
 
 from detkit.engine.seeding import SeededBatches, SeededDataset, derive_seed
-from detkit.registry import DATA_SAMPLERS, DATASETS, check_keys, nearest, where
+from detkit.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, check_keys, find, unknown_type, where
 
-__all__ = ["DATALOADER_KEYS", "build_dataloader"]
+__all__ = ["DATALOADER_KEYS", "build_dataloader", "build_function"]
 
 DATALOADER_KEYS = frozenset(
     {"dataset", "sampler", "batch_sampler", "batch_size", "drop_last", "num_workers", "persistent_workers"}
@@ -46,9 +45,9 @@ def build_dataloader(cfg: DataLoader | Mapping[str, Any], seed: int) -> DataLoad
         if hasattr(dataset, "full_init"):
             dataset.full_init()
     batches = _batches(cfg, dataset, seed, options.pop("batch_size", 1), options.pop("drop_last", False))
-    options["collate_fn"] = _function(options.get("collate_fn", {"type": "pseudo_collate"}), "collate_fn")
+    options["collate_fn"] = build_function(options.get("collate_fn", {"type": "pseudo_collate"}), _at("collate_fn"))
     if "worker_init_fn" in options:
-        options["worker_init_fn"] = _function(options["worker_init_fn"], "worker_init_fn")
+        options["worker_init_fn"] = build_function(options["worker_init_fn"], _at("worker_init_fn"))
     if not options.get("num_workers"):
         # torch refuses these without workers; setting num_workers=0 alone, to debug a pipeline, must do.
         options.pop("persistent_workers", None)
@@ -84,13 +83,25 @@ def _batches(cfg: Mapping[str, Any], dataset: Any, seed: int, batch_size: int, d
     return batches
 
 
-def _function(cfg: Callable[..., Any] | Mapping[str, Any], name: str) -> Callable[..., Any]:
-    if not isinstance(cfg, Mapping):
+def _at(name: str) -> str:
+    return f"{where() or 'dataloader'}.{name}"
+
+
+def build_function(cfg: Callable[..., Any] | Mapping[str, Any] | str, path: str) -> Callable[..., Any]:
+    """A function from config: a function as it is, a name in FUNCTIONS, or such a name with arguments.
+
+    Args:
+        cfg: The function, its name, or a dict with its name as ``type`` and keyword arguments.
+        path: Config path of ``cfg``.
+
+    Raises:
+        KeyError: No function of that name is registered.
+    """
+    if not isinstance(cfg, (str, Mapping)):
         return cfg
-    options = dict(cfg)
+    options = {"type": cfg} if isinstance(cfg, str) else dict(cfg)
     kind = options.pop("type")
-    function = FUNCTIONS.get(kind) if isinstance(kind, str) else kind
+    function = find(kind, FUNCTIONS) if isinstance(kind, str) else kind
     if function is None:
-        names = nearest(kind, FUNCTIONS.module_dict)
-        raise KeyError(f"{where()}.{name}.type: no function {kind!r} is registered; did you mean {names}?")
+        raise unknown_type(kind, FUNCTIONS, path)
     return partial(function, **options) if options else function

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, IterBasedTrainLoop
 from rich.console import Console
 
 from detkit.engine.console import ProgressDisplay, duration
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.metric_files import MetricFiles, scalars
+from detkit.engine.optim.param_groups import summary_lr
 from detkit.engine.step_record import StepRecord, StepValues
 from detkit.registry import HOOKS
 
@@ -180,10 +182,11 @@ def _own_scalars(runner: Any) -> dict[str, float]:
 
 
 def _learning_rates(runner: Any) -> dict[str, float]:
-    rates = runner.optim_wrapper.get_lr()
-    if "base_lr" in rates:  # with several parameter groups the first one's is nobody's
-        return {"lr": float(rates["base_lr"][0])}
-    return {name: float(values[0]) for name, values in rates.items()}
+    """One rate per optimizer: with several parameter groups, that of most parameters."""
+    wrapper = runner.optim_wrapper
+    if isinstance(wrapper, OptimWrapperDict):
+        return {f"{name}.lr": summary_lr(one.optimizer) for name, one in wrapper.items()}
+    return {"lr": summary_lr(wrapper.optimizer)}
 
 
 def _losses(values: Mapping[str, float]) -> str:

@@ -1,6 +1,17 @@
 """Optimizers' wrappers and parameter groups; optimizers themselves are torch's."""
 
 from detkit.engine.optim.constructor import DefaultOptimWrapperConstructor
+from detkit.engine.optim.param_groups import expand_param_groups, reduce_param_groups, summary_group_id, summary_lr
+from detkit.engine.optim.param_rules import param_groups
 from detkit.engine.optim.wrappers import AmpOptimWrapper, OptimWrapper
 
-__all__ = ["AmpOptimWrapper", "DefaultOptimWrapperConstructor", "OptimWrapper"]
+__all__ = [
+    "AmpOptimWrapper",
+    "DefaultOptimWrapperConstructor",
+    "OptimWrapper",
+    "expand_param_groups",
+    "param_groups",
+    "reduce_param_groups",
+    "summary_group_id",
+    "summary_lr",
+]

@@ -1,137 +1,112 @@
-"""Which parameters learn how fast: parameter groups from ``paramwise_cfg``."""
+"""Optimizers and their wrappers from config: parameter groups by rule, the fastest kernels where a GPU has them."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from detkit.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS, build, check_keys, nearest
+from detkit.engine.dataloader import build_function
+from detkit.engine.optim.param_groups import describe_param_groups, reduce_param_groups
+from detkit.engine.optim.param_rules import RULE_KEYS, param_groups
+from detkit.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS, build, check_keys, find
 
 __all__ = ["DefaultOptimWrapperConstructor"]
 
-_KEYS = {
-    "custom_keys",
-    "bias_lr_mult",
-    "bias_decay_mult",
-    "norm_decay_mult",
-    "dwconv_decay_mult",
-    "flat_decay_mult",
-    "bypass_duplicate",
-}
-_NORMS = (
-    nn.modules.batchnorm._NormBase,  # batch and instance norm of any dimension
-    nn.GroupNorm,
-    nn.LayerNorm,
-    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
-)
+# Those whose fused kernel runs on CUDA; Adagrad's runs on a CPU only.
+_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+# A config that says one of these has chosen its kernels.
+_KERNELS = ("fused", "foreach", "capturable", "differentiable")
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class DefaultOptimWrapperConstructor:
     """Builds an optimizer and its wrapper; parameters with equal settings share a group.
 
-    For each parameter the longest matching name of ``custom_keys`` decides alone. Else the first rule that
-    applies sets the weight decay: ``norm_decay_mult`` for weights and biases of norm layers,
-    ``bias_decay_mult``, ``dwconv_decay_mult`` for depth-wise convolutions, ``flat_decay_mult`` for one
-    dimension; ``bias_lr_mult`` sets the rate of biases outside norm layers. Frozen parameters are left out.
+    Without ``paramwise_cfg`` all parameters are in one group, frozen ones too, as in mmengine: what is frozen now
+    may be set free later. With it, frozen parameters are left out. On CUDA, SGD, Adam and AdamW use their fused
+    kernels unless the config chooses between ``fused`` and ``foreach`` itself.
 
     Args:
         optim_wrapper_cfg: Config of the wrapper, with ``optimizer``.
-        paramwise_cfg: The rules above, as factors on the optimizer's own ``lr`` and ``weight_decay``;
-            ``custom_keys`` maps a part of a name to ``lr_mult``, ``decay_mult`` and settings of its group.
-            ``bypass_duplicate`` is accepted: a shared parameter is always taken once.
+        paramwise_cfg: The rules of :class:`~detkit.engine.optim.param_rules.ParamRules`, as factors on the
+            optimizer's own ``lr`` and ``weight_decay`` or as values. ``lr_factor_func`` may be the name of a
+            function in the registry FUNCTIONS, or ``dict(type=name, ...)`` with arguments for it.
 
     Raises:
-        KeyError: A rule that nobody reads, or a custom key that no parameter's name contains.
-        ValueError: The optimizer does not have the setting that a rule scales.
+        KeyError: A rule that nobody reads, or a misspelt name in one.
+        ValueError: Rules that contradict each other, or scale a setting that the optimizer does not have.
     """
 
     def __init__(self, optim_wrapper_cfg: Mapping[str, Any], paramwise_cfg: Mapping[str, Any] | None = None) -> None:
-        check_keys(paramwise_cfg, _KEYS, "paramwise_cfg")
+        check_keys(paramwise_cfg, self._keys(), "paramwise_cfg")
         if "optimizer" not in optim_wrapper_cfg:
             raise KeyError("optim_wrapper: the key 'optimizer' is missing, for example dict(type='SGD', lr=0.01)")
         self.wrapper_cfg = {"type": "OptimWrapper", **optim_wrapper_cfg}
-        self.optimizer_cfg = self.wrapper_cfg.pop("optimizer")
+        self.optimizer_cfg: dict[str, Any] = self.wrapper_cfg.pop("optimizer")
         self.rules = dict(paramwise_cfg or {})
+        if self.rules.get("lr_factor_func") is not None:
+            self.rules["lr_factor_func"] = build_function(
+                self.rules["lr_factor_func"], "optim_wrapper.paramwise_cfg.lr_factor_func"
+            )
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the wrapped optimizer of ``model``."""
         inner: Any = model.module if is_model_wrapper(model) else model
         params: Any = self._groups(inner) if self.rules else list(inner.parameters())
-        optimizer = build(self.optimizer_cfg, OPTIMIZERS, params=params)
+        optimizer = build({**self.optimizer_cfg, **self._kernels(inner)}, OPTIMIZERS, params=params)
+        frozen = sum(not parameter.requires_grad for parameter in inner.parameters())
+        print_log(
+            f"{type(optimizer).__name__}, {frozen} frozen parameters {'left out' if self.rules else 'among them'}\n"
+            f"{describe_param_groups(optimizer.param_groups)}",
+            logger="current",
+        )
         return build(self.wrapper_cfg, OPTIM_WRAPPERS, optimizer=optimizer)
 
+    @classmethod
+    def _keys(cls) -> frozenset[str]:
+        """What ``paramwise_cfg`` may hold."""
+        return RULE_KEYS
+
+    def _rules(self, model: nn.Module) -> Mapping[str, Any]:
+        """The rules for this model."""
+        return self.rules
+
     def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        used: set[str] = set()
-        groups: dict[str, dict[str, Any]] = {}
-        for name, module, parameter in _parameters(model):
-            settings = self._settings(name, module, parameter, used)
-            groups.setdefault(repr(sorted(settings.items())), {**settings, "params": []})["params"].append(parameter)
-        for key in self.rules.get("custom_keys", {}):
-            if key not in used:
-                names = [name for name, _ in model.named_modules() if name]
-                close = " or ".join(map(repr, nearest(key, names, count=3)))
-                raise KeyError(
-                    f"optim_wrapper.paramwise_cfg.custom_keys.{key}: it decides for no parameter of the model; "
-                    f"did you mean {close}?"
-                )
-        for group in groups.values():
-            own = ", ".join(f"{key}={value}" for key, value in group.items() if key != "params") or "no change"
-            print_log(f"parameter group of {len(group['params'])}: {own}", logger="current")
-        return list(groups.values())
+        settings = self._optimizer_settings()
+        rates = {key: settings.get(key) for key in ("lr", "weight_decay")}
+        # A default of 0 is no decision that decay_mult could scale: MMDetection asks for one, too.
+        scaled = {**rates, "weight_decay": rates["weight_decay"] or self.optimizer_cfg.get("weight_decay")}
+        groups = param_groups(model, self._rules(model), **scaled)
+        for group in groups:
+            check_keys({key: None for key in group if key != "params"}, settings, "optimizer (by paramwise_cfg)")
+        known = {key: value for key, value in rates.items() if value is not None}
+        return reduce_param_groups([{**known, **group} for group in groups])
 
-    def _settings(self, name: str, module: nn.Module, parameter: nn.Parameter, used: set[str]) -> dict[str, Any]:
-        custom = self.rules.get("custom_keys", {})
-        for key in sorted(custom, key=lambda key: (-len(key), key)):
-            if key in name:
-                used.add(key)
-                given = dict(custom[key])
-                settings = {"lr": self._base("lr", key) * given.pop("lr_mult", 1.0)}
-                if "decay_mult" in given:
-                    settings["weight_decay"] = self._base("weight_decay", key) * given.pop("decay_mult")
-                return {**settings, **given}
-        settings = {}
-        is_norm = isinstance(module, _NORMS)
-        is_bias = name.rpartition(".")[2] == "bias"
-        is_depthwise = isinstance(module, nn.Conv2d) and module.in_channels == module.groups
-        if is_bias and not is_norm and self.rules.get("bias_lr_mult") is not None:
-            settings["lr"] = self._base("lr", "bias_lr_mult") * self.rules["bias_lr_mult"]
-        for applies, rule in (
-            (is_norm, "norm_decay_mult"),
-            (is_bias, "bias_decay_mult"),
-            (is_depthwise, "dwconv_decay_mult"),
-            (parameter.ndim == 1, "flat_decay_mult"),
-        ):
-            if applies and self.rules.get(rule) is not None:
-                settings["weight_decay"] = self._base("weight_decay", rule) * self.rules[rule]
-                break
-        return settings
-
-    def _base(self, setting: str, rule: str) -> float:
-        """The optimizer's own ``lr`` or ``weight_decay``: as configured, else as its signature has it."""
-        if setting in self.optimizer_cfg:
-            return self.optimizer_cfg[setting]
+    def _optimizer_settings(self) -> dict[str, Any]:
+        """The optimizer's hyperparameters: as configured, else as its signature has them; None for one without."""
         kind = self.optimizer_cfg["type"]
-        cls = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
-        parameter = inspect.signature(cls).parameters.get(setting) if cls is not None else None
-        if parameter is None or not isinstance(parameter.default, (int, float)):
-            raise ValueError(
-                f"optim_wrapper.optimizer.{setting}: must be set, since paramwise_cfg scales it for {rule!r}"
-            )
-        return parameter.default
+        cls = find(kind, OPTIMIZERS) if isinstance(kind, str) else kind
+        parameters: Sequence[inspect.Parameter] = (
+            list(inspect.signature(cls).parameters.values())[1:] if cls is not None else ()
+        )
+        defaults = {one.name: None if one.default is one.empty else one.default for one in parameters}
+        return {**defaults, **{key: value for key, value in self.optimizer_cfg.items() if key != "type"}}
 
-
-def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-    """Every trainable parameter once, with its full name and the module that holds it."""
-    seen: set[nn.Parameter] = set()
-    for prefix, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad and parameter not in seen:
-                seen.add(parameter)
-                yield f"{prefix}.{name}" if prefix else name, module, parameter
+    def _kernels(self, model: nn.Module) -> dict[str, bool]:
+        """``fused=True`` where the config leaves the choice and every parameter allows it."""
+        kind = self.optimizer_cfg["type"]
+        cls = find(kind, OPTIMIZERS) if isinstance(kind, str) else kind
+        if cls not in _FUSED or any(key in self.optimizer_cfg for key in _KERNELS):
+            return {}
+        if "fused" not in inspect.signature(cls).parameters:
+            return {}
+        fits = all(parameter.is_cuda and parameter.is_floating_point() for parameter in model.parameters())
+        one_device = len({parameter.device for parameter in model.parameters()}) == 1
+        return {"fused": True} if fits and one_device else {}
