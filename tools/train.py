@@ -1,6 +1,7 @@
 """Train a detector.
 
 python tools/train.py configs/retinanet/retinanet_r18_fpn_shapes.py
+python tools/train.py CONFIG --dry-run
 python tools/train.py CONFIG --resume
 python tools/train.py CONFIG --cfg-options optim_wrapper.optimizer.lr=0.001 train_cfg.max_epochs=6
 """
@@ -28,6 +29,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="CHECKPOINT",
         help="go on from this checkpoint; without a value, from the newest intact one in the work directory",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything, train two iterations, predict two validation batches, leave nothing behind",
+    )
+    parser.add_argument("--deterministic", action="store_true", help="use algorithms that repeat to the bit")
     parser.add_argument("--amp", action="store_true", help="mixed precision: float16 on CUDA, bfloat16 on a CPU")
     parser.add_argument("--device", help="cpu, cuda or cuda:<index> (default: the config's, else CUDA if present)")
     parser.add_argument("--seed", type=int, help="of every random number (default: the config's, else 0)")
@@ -54,6 +61,8 @@ def configure(args: argparse.Namespace) -> Any:
         cfg.device = args.device
     if args.seed is not None:
         cfg.randomness = {**cfg.get("randomness", {}), "seed": args.seed}
+    if args.deterministic:
+        cfg.randomness = {**cfg.get("randomness", {}), "deterministic": True}
     if args.amp:
         kind = cfg.optim_wrapper.get("type", "OptimWrapper")
         if kind not in ("OptimWrapper", "AmpOptimWrapper"):
@@ -63,10 +72,13 @@ def configure(args: argparse.Namespace) -> Any:
 
 
 def train(args: argparse.Namespace) -> None:
-    from detkit.engine import Runner
+    from detkit.engine import Runner, dry_run
     from detkit.engine.console import duration
     from detkit.visualization.curves import plot_run
 
+    if args.dry_run:
+        print("\n".join(dry_run(configure(args))))
+        return
     start = time.perf_counter()
     runner = Runner.from_cfg(configure(args))
     runner.train()

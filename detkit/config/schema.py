@@ -173,6 +173,7 @@ RUN = _fields(
         sampler_seed=_HOOK,
         visualization=_HOOK,
         runtime_info=_HOOK,
+        preemption=_HOOK,
     ),
     custom_hooks=_HOOK,
     log_processor=_built("LOG_PROCESSORS", default="LogProcessor"),

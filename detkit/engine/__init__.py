@@ -2,6 +2,7 @@
 
 from detkit.engine.checkpoint import load_checkpoint_file, load_weights, save_checkpoint_file
 from detkit.engine.distributed import launch
+from detkit.engine.dry_run import dry_run
 from detkit.engine.evaluation import MultiDatasetTestLoop, MultiDatasetValLoop, TestLoop, ValLoop
 from detkit.engine.hooks import (
     ChannelsLastHook,
@@ -11,6 +12,8 @@ from detkit.engine.hooks import (
     Hook,
     IterTimerHook,
     LoggerHook,
+    Preempted,
+    PreemptionHook,
     RuntimeInfoHook,
 )
 from detkit.engine.loops import EpochBasedTrainLoop, IterBasedTrainLoop
@@ -32,10 +35,13 @@ __all__ = [
     "MultiDatasetTestLoop",
     "MultiDatasetValLoop",
     "OptimWrapper",
+    "Preempted",
+    "PreemptionHook",
     "Runner",
     "RuntimeInfoHook",
     "TestLoop",
     "ValLoop",
+    "dry_run",
     "launch",
     "load_checkpoint_file",
     "load_weights",

@@ -44,6 +44,7 @@ _DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
     "logger": {"type": "LoggerHook"},
     "param_scheduler": {"type": "ParamSchedulerHook"},
     "checkpoint": {"type": "CheckpointHook", "interval": 1},
+    "preemption": {"type": "PreemptionHook"},
 }
 
 

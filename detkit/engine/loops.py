@@ -43,7 +43,7 @@ class _Resumable:
         self.stream = DataStream(self.dataloader, self.runner.seed)
         self.runner.visualizer.dataset_meta = getattr(self.dataloader.dataset, "metainfo", None)
         self._validated = 0  # iterations done at the last validation
-        self._in_step = False
+        self.in_step = False
 
     def reset_dataloader(self, build: Callable[[], Any]) -> None:
         """Go on with the loader that ``build`` makes: from the next batch of an iteration loop, or the next epoch."""
@@ -62,7 +62,7 @@ class _Resumable:
 
     def load_again(self, iteration: int) -> Any:
         """The batch of ``iteration`` (the count of iterations done with it) once more, exactly as it was."""
-        handed_out = self._iter + 1 if self._in_step else self._iter
+        handed_out = self._iter + 1 if self.in_step else self._iter
         return self.stream.load_again(handed_out - iteration)
 
     def _begin(self) -> None:
@@ -75,12 +75,13 @@ class _Resumable:
 
     def _step(self, batch_idx: int, data_batch: Any) -> None:
         runner = self.runner
-        self._in_step = True
+        self.in_step = True
+        runner.events.step = self._iter + 1
         seed_everything(derive_seed(runner.seed, "iter", self._iter, *([runner.rank] if runner.rank else [])))
         runner.call_hook("before_train_iter", batch_idx=batch_idx, data_batch=data_batch)
         outputs = train_step(runner.model, data_batch, runner.optim_wrapper)
         runner.call_hook("after_train_iter", batch_idx=batch_idx, data_batch=data_batch, outputs=outputs)
-        self._in_step = False
+        self.in_step = False
         self._iter += 1
 
     def _validate_if_due(self, done: int, total: int) -> None:

@@ -30,6 +30,7 @@ from detkit.engine.environment import describe_environment, require_writable, se
 from detkit.engine.evaluation import EvaluationPart, evaluation_parts
 from detkit.engine.labels import check_heads, check_metric, check_same_classes, class_difference, classes_of, label_map
 from detkit.engine.state import capture, check_resumable, restore
+from detkit.events import EventStorage
 from detkit.registry import RUNNERS
 
 __all__ = ["Runner"]
@@ -52,6 +53,7 @@ class Runner(PartBuilder):
             ``randomness`` to ``dict(seed=0)``.
 
     Attributes:
+        events: What the run measures; also models reach it, by ``detkit.events.get_event_storage``.
         train_completed: Whether the training went to its end; hooks whose ``after_train`` does more than to clean
             up ask this, since it is called after an error too.
 
@@ -79,6 +81,7 @@ class Runner(PartBuilder):
         # mmengine fails without a seed, and its own default differs at each run.
         kwargs["randomness"] = {"seed": 0, **randomness}
         self.console = Console(stderr=True)
+        self.events = EventStorage()
         self._stages = {}
         self._ended: set[str] = set()
         self.train_completed = False
@@ -107,6 +110,15 @@ class Runner(PartBuilder):
         number = next(_runs)
         if number:
             self._timestamp += f"_{number}"
+
+    def set_randomness(self, seed: int | None, diff_rank_seed: bool = False, deterministic: bool = False) -> None:
+        """One seed for all processes: samplers share it, and each iteration adds the rank to it.
+
+        With mmengine's ``diff_rank_seed`` the processes would shuffle differently, and see some samples twice.
+        """
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses otherwise
+        super().set_randomness(seed, False, deterministic)
 
     def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
         """A log file, and plain lines on the console; mmengine's stream handler would tear the progress display."""
@@ -151,7 +163,8 @@ class Runner(PartBuilder):
             for path, part in _datasets("val", self._val_loop):
                 classes = (label_map(part.dataloader.dataset) or {}).get("classes")
                 check_same_classes(own, "train_dataloader.dataset", classes, f"{path}.dataset")
-        return self._closing(super().train)
+        with self.events:
+            return self._closing(super().train)
 
     def val(self) -> dict[str, Any]:
         """Validate once."""

@@ -149,3 +149,20 @@ def test_errors_are_one_line_and_status_1(config, tmp_path):
     assert "max_epochs" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "work_dirs").exists()
+
+
+def test_a_dry_run_goes_through_everything_and_leaves_nothing(config, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    run_here("train", config, "--device", "cpu", "--dry-run")
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["model", "data", "step", "step", "validation"]
+    assert lines[1].split(maxsplit=1)[1] == "12 images, 3 batches per pass, 9 iterations"
+    assert "loss_bbox" in lines[3]
+    assert lines[4].endswith("8 of 12 images predicted and taken by ToyMetric")
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.py"]
+
+
+def test_deterministic_is_handed_on(config):
+    train = tool("train")
+    cfg = train.configure(train.parse_args([str(config), "--deterministic", "--seed", "3"]))
+    assert cfg.randomness == {"seed": 3, "deterministic": True}

@@ -1,0 +1,96 @@
+"""Two steps of a run and two batches of its validation, to see whether it will go."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+import torch
+from mmengine.model import is_model_wrapper
+
+from detkit.engine.hooks.hook import Hook
+from detkit.engine.runner import Runner
+
+__all__ = ["dry_run"]
+
+_WRITING = ("checkpoint", "visualization")  # default hooks that only leave files
+
+
+class _Report(Hook):
+    """Notes what two iterations report, and ends the run."""
+
+    priority = "LOWEST"
+
+    def __init__(self) -> None:
+        self.losses: list[dict[str, float]] = []
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.losses.append({name: float(value) for name, value in (outputs or {}).items()})
+        if len(self.losses) == 2:
+            raise _Enough
+
+
+class _Enough(Exception):
+    """Two iterations are done."""
+
+
+def dry_run(cfg: Any) -> list[str]:
+    """Build everything a config describes, train two iterations, and predict two batches of the validation set.
+
+    Nothing is left behind: the work directory is a temporary one.
+
+    Args:
+        cfg: The config; see ``detkit.config.load``.
+
+    Returns:
+        What was seen, a line for each part.
+
+    Raises:
+        Exception: Whatever would have stopped the run.
+    """
+    cfg = cfg.copy()
+    cfg.resume = False
+    hooks = {name: hook for name, hook in (cfg.get("default_hooks") or {}).items() if name not in _WRITING}
+    cfg.default_hooks = {**hooks, "checkpoint": None}
+    report = _Report()
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.work_dir = folder
+        runner = Runner.from_cfg(cfg)
+        runner.register_hook(report)
+        with suppress(_Enough):
+            runner.train()
+        lines = _describe(runner)
+        for step, losses in enumerate(report.losses, start=1):
+            lines.append(f"step {step}     " + "  ".join(f"{name} {value:.4g}" for name, value in losses.items()))
+        if runner.val_loop is not None:
+            lines.append(_validate(runner))
+        if runner.device.type == "cuda":
+            lines.append(f"memory     {torch.cuda.max_memory_allocated(runner.device) / 2**20:.0f} MiB")
+    return lines
+
+
+def _describe(runner: Any) -> list[str]:
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    parameters = list(model.parameters())
+    trained = sum(one.numel() for one in parameters if one.requires_grad)
+    loader, loop = runner.train_dataloader, runner.train_loop
+    count = sum(one.numel() for one in parameters)
+    return [
+        f"model      {type(model).__name__}, {count:,} parameters, {trained:,} trained",
+        f"data       {len(loader.dataset):,} images, {len(loader):,} batches per pass, {loop.max_iters:,} iterations",
+    ]
+
+
+def _validate(runner: Any) -> str:
+    loader, evaluator = runner.val_dataloader, runner.val_evaluator
+    runner.model.eval()
+    count = 0
+    with torch.no_grad():
+        for batch in islice(loader, 2):
+            predictions = runner.model.val_step(batch)
+            evaluator.process(data_samples=predictions, data_batch=batch)
+            count += len(predictions)
+    names = ", ".join(type(metric).__name__ for metric in evaluator.metrics)
+    return f"validation {count} of {len(loader.dataset):,} images predicted and taken by {names}"
