@@ -13,6 +13,8 @@ from detkit.registry import MODELS
 
 __all__ = ["CIoULoss", "DIoULoss", "EIoULoss", "SIoULoss", "ciou_loss", "diou_loss", "eiou_loss", "siou_loss"]
 
+ASPECT_IOU_THR = 0.5
+
 
 def _iou(pred: Sides, target: Sides, eps: float) -> Tensor:
     left, top = torch.maximum(pred[0], target[0]), torch.maximum(pred[1], target[1])
@@ -57,16 +59,19 @@ def diou_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
     return 1 - (iou - distance)
 
 
-def ciou_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
+def ciou_loss(
+    pred: Tensor, target: Tensor, *, eps: float = 1e-6, aspect_iou_thr: float | None = ASPECT_IOU_THR
+) -> Tensor:
     """Complete IoU loss, Zheng et al., eq. 8 to 11, https://arxiv.org/abs/1911.08287.
 
-    The aspect ratio counts only where IoU > 0.5 (https://arxiv.org/abs/2005.03572), and its weight alpha is
-    a constant for the gradient.
+    The weight alpha of the aspect ratio is a constant for the gradient.
 
     Args:
         pred: Boxes (..., 4).
         target: Same shape, compared one by one.
         eps: Added to each denominator, > 0.
+        aspect_iou_thr: IoU above which the aspect ratio counts (https://arxiv.org/abs/2005.03572), in [0, 1]; None
+            counts it for all pairs, as the first paper and Detectron2 do.
 
     Returns:
         Loss per pair (...), in [0, 2].
@@ -80,7 +85,9 @@ def ciou_loss(pred: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
     v = (4 / math.pi**2) * angle * angle
     with torch.no_grad():
         # Identical boxes have IoU 1 and v = 0, which makes 0 / 0 without the least denominator.
-        alpha = torch.where(iou > 0.5, v / (1 - iou + v).clamp(min=eps), 0.0)
+        alpha = v / (1 - iou + v).clamp(min=eps)
+        if aspect_iou_thr is not None:
+            alpha = torch.where(iou > aspect_iou_thr, alpha, 0.0)
     return 1 - (iou - distance - alpha * v).clamp(min=-1, max=1)
 
 
@@ -190,6 +197,8 @@ class CIoULoss(ElementwiseLoss):
         eps: Added to each denominator, > 0.
         reduction: ``none``, ``mean`` or ``sum``.
         loss_weight: Factor on the result.
+        aspect_iou_thr: IoU above which the aspect ratio counts, in [0, 1]; None counts it for all pairs, as in
+            Detectron2.
 
     Raises:
         ValueError: Unknown reduction, or an argument out of range.
@@ -197,13 +206,22 @@ class CIoULoss(ElementwiseLoss):
 
     weight_per_coordinate = True
 
-    def __init__(self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        eps: float = 1e-6,
+        reduction: str = "mean",
+        loss_weight: float = 1.0,
+        aspect_iou_thr: float | None = ASPECT_IOU_THR,
+    ) -> None:
         super().__init__(reduction, loss_weight)
         check_number(type(self).__name__, "eps", eps, above=0)
+        if aspect_iou_thr is not None:
+            check_number(type(self).__name__, "aspect_iou_thr", aspect_iou_thr, low=0, high=1)
         self.eps = eps
+        self.aspect_iou_thr = aspect_iou_thr
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
-        return ciou_loss(pred, target, eps=self.eps)
+        return ciou_loss(pred, target, eps=self.eps, aspect_iou_thr=self.aspect_iou_thr)
 
 
 @MODELS.register_module()

@@ -154,6 +154,20 @@ def test_images_that_nothing_resized_need_no_scale_factor(model):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+def test_predictions_that_are_not_finite_raise_nothing(model, value):
+    """A network that went astray is evaluated like any other; what is found lies inside the image."""
+    model.eval()
+    model.bbox_head.retina_cls.bias.data[::2] = value
+    model.bbox_head.retina_reg.bias.data[::3] = value
+    inputs, samples = batch(model, [sample([], [])], training=False)
+    with torch.no_grad():
+        found = model.predict(inputs, samples)[0].pred_instances
+    boxes = found.bboxes[torch.isfinite(found.bboxes).all(dim=1)]
+    assert (boxes >= 0).all()
+    assert (boxes <= 64).all()
+
+
 def test_it_learns_one_image(model):
     """Sixty steps on two rectangles: both are found, first, and in their class."""
     boxes, labels = [[8.0, 8.0, 30.0, 30.0], [30.0, 28.0, 62.0, 60.0]], [0, 2]

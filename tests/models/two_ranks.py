@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ OBJECTS = ([[4.0, 4, 30, 34], [20, 10, 60, 50], [8, 8, 24, 24]], [[2.0, 2, 62, 6
 class Retina(nn.Module):
     """The head alone, called as DDP calls a model."""
 
-    def __init__(self) -> None:
+    def __init__(self, loss_normalizer: Any = "num_pos") -> None:
         super().__init__()
         torch.manual_seed(0)
         self.head = RetinaHead(
@@ -39,6 +40,7 @@ class Retina(nn.Module):
                 "strides": [8, 16],
             },
             train_cfg={"assigner": {"type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.4}},
+            loss_normalizer=loss_normalizer,
         )
         self.head.init_weights()
 
@@ -80,7 +82,12 @@ class FCOS(nn.Module):
         return sum(losses.values())
 
 
-MODELS: dict[str, type[nn.Module]] = {"retina": Retina, "fcos": FCOS}
+# The moving average starts at a number per process.
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "retina": lambda processes: Retina(),
+    "retina, moving": lambda processes: Retina({"type": "EMA", "init": 20.0 / processes}),
+    "fcos": lambda processes: FCOS(),
+}
 
 
 def truth_of(index: int) -> InstanceData:
@@ -102,7 +109,7 @@ def work(rank: int, folder: str) -> None:
     found: dict[str, Any] = {}
     for name, build in MODELS.items():
         for kind, images in (("even", [[0, 1], [2, 3]]), ("no objects", [[2, 3], [3, 2]])):
-            found[f"{name}, {kind}"] = gradients(DistributedDataParallel(build()), images[rank])
+            found[f"{name}, {kind}"] = gradients(DistributedDataParallel(build(2)), images[rank])
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
         # Only this rank asks: without gradients it must not wait for the other.

@@ -1,5 +1,6 @@
 """Dense heads: one prediction for each prior of each cell."""
 
+from detkit.models.dense_heads.loss_normalizer import EMANormalizer
 from detkit.models.dense_heads.retina_head import RetinaHead
 
-__all__ = ["RetinaHead"]
+__all__ = ["EMANormalizer", "RetinaHead"]

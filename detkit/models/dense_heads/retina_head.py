@@ -12,7 +12,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
-from detkit.models.dense_heads.anchor_targets import anchor_targets, check_assigner, valid_anchors
+from detkit.models.dense_heads.anchor_loss import anchor_losses
+from detkit.models.dense_heads.anchor_targets import AnchorTargets, anchor_targets, check_assigner, valid_anchors
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.registry import MODELS, TASK_UTILS, check_keys
@@ -43,6 +44,12 @@ class RetinaHead(BaseModule):
         train_cfg: ``assigner``, ``sampler``, ``allowed_border``, ``pos_weight``; None at test time.
         test_cfg: See :class:`DenseTestCfg`.
         init_cfg: Initialisation.
+        loss_normalizer: What the losses are divided by: ``num_pos``, the positives of the batch, at least one for each
+            image (MMDetection); or a registered module that is given their number, such as
+            ``dict(type='EMA', momentum=0.9, init=100)`` (Detectron2).
+
+    Raises:
+        ValueError: ``num_classes`` below 1, or an unknown ``loss_normalizer``.
     """
 
     train_cfg_keys = ("assigner", "sampler", "allowed_border", "pos_weight", "debug")
@@ -64,6 +71,7 @@ class RetinaHead(BaseModule):
         train_cfg: Cfg | None = None,
         test_cfg: Cfg | None = None,
         init_cfg: Cfg | Sequence[Cfg] | None = None,
+        loss_normalizer: str | Cfg = "num_pos",
     ) -> None:
         super().__init__(init_cfg or _default_init())
         if num_classes < 1:
@@ -76,6 +84,12 @@ class RetinaHead(BaseModule):
         self.encode_size = getattr(self.bbox_coder, "encode_size", 4)
         self.loss_cls = MODELS.build(loss_cls or {"type": "FocalLoss"})
         self.loss_bbox = MODELS.build(loss_bbox or {"type": "L1Loss"})
+        if isinstance(loss_normalizer, str) and loss_normalizer != "num_pos":
+            raise ValueError(
+                f"RetinaHead: loss_normalizer must be 'num_pos' or a module such as dict(type='EMA'), "
+                f"got {loss_normalizer!r}"
+            )
+        self.loss_normalizer = None if isinstance(loss_normalizer, str) else MODELS.build(loss_normalizer)
         self.use_sigmoid_cls = getattr(self.loss_cls, "use_sigmoid", False)
         # A softmax has a channel for the background, the last.
         self.cls_out_channels = num_classes if self.use_sigmoid_cls else num_classes + 1
@@ -143,23 +157,23 @@ class RetinaHead(BaseModule):
         )
         logits = flatten_levels(cls_scores, self.cls_out_channels)  # (N, A, C)
         boxes = flatten_levels(bbox_preds, self.encode_size)  # (N, A, 4)
-        if self.reg_decoded_bbox:
-            boxes = self.bbox_coder.decode(anchors.expand_as(boxes), boxes)
-        avg_factor = reduce_mean(targets.avg_factor)
-        return {
-            "loss_cls": self.loss_cls(
-                logits.flatten(0, 1),
-                targets.labels.flatten(),
-                targets.label_weights.flatten(),
-                avg_factor=avg_factor,
-            ),
-            "loss_bbox": self.loss_bbox(
-                boxes.flatten(0, 1),
-                targets.bbox_targets.flatten(0, 1),
-                targets.bbox_weights.flatten().unsqueeze(-1).expand(-1, 4),
-                avg_factor=avg_factor,
-            ),
-        }
+        of_labels, of_boxes = anchor_losses(
+            logits,
+            boxes,
+            anchors,
+            targets,
+            self.loss_cls,
+            self.loss_bbox,
+            self._avg_factor(targets),
+            self.bbox_coder if self.reg_decoded_bbox else None,
+        )
+        return {"loss_cls": of_labels, "loss_bbox": of_boxes}
+
+    def _avg_factor(self, targets: AnchorTargets) -> Tensor:
+        """What the losses are divided by, ()."""
+        if self.loss_normalizer is None:
+            return reduce_mean(targets.avg_factor)
+        return self.loss_normalizer(targets.bbox_weights.sum())
 
     def predict(
         self, x: Sequence[Tensor], batch_data_samples: Sequence[DetDataSample], rescale: bool = False

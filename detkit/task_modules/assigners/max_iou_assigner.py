@@ -45,6 +45,8 @@ class MaxIoUAssigner:
         iou_calculator: Registered IoU calculator.
         perm_repeat_gt_cfg: ``iou_thr`` and ``perm_range`` of :func:`jitter_repeated`, which moves equal boxes
             apart so that each gets priors; None leaves them equal, and one of them gets nearly all.
+        reassign_low_quality: Whether a prior that rule 3 takes learns that object, or, as in Detectron2 and
+            torchvision, the object it overlaps most.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class MaxIoUAssigner:
         gpu_assign_thr: float = -1,
         iou_calculator: Mapping[str, Any] | None = None,
         perm_repeat_gt_cfg: Mapping[str, float] | None = None,
+        reassign_low_quality: bool = True,
     ) -> None:
         negative_interval(type(self).__name__, neg_iou_thr, pos_iou_thr)
         self.pos_iou_thr = pos_iou_thr
@@ -70,6 +73,7 @@ class MaxIoUAssigner:
         self.ignore_wrt_candidates = ignore_wrt_candidates
         self.gpu_assign_thr = gpu_assign_thr
         self.perm_repeat_gt_cfg = perm_repeat_gt_cfg
+        self.reassign_low_quality = reassign_low_quality
         if perm_repeat_gt_cfg is not None:
             check_arguments(jitter_repeated, {"boxes", *perm_repeat_gt_cfg}, "MaxIoUAssigner.perm_repeat_gt_cfg")
         self.iou_calculator = TASK_UTILS.build(iou_calculator or {"type": "BboxOverlaps2D"})
@@ -153,5 +157,6 @@ class MaxIoUAssigner:
             self.min_pos_iou,
             self.gt_max_assign_all,
             self.match_low_quality,
+            self.reassign_low_quality,
         )
         return rules.assign(overlaps, ground_truth, taking_part)

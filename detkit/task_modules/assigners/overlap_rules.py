@@ -44,6 +44,7 @@ class OverlapRules:
         min_pos_iou: Least overlap of a match by rule 3.
         gt_max_assign_all: Whether rule 3 takes all priors of equal highest overlap or only the first.
         match_low_quality: Whether rule 3 applies.
+        reassign_low_quality: Whether a prior matched by rule 3 learns that object, or the one it overlaps most.
     """
 
     pos_iou_thr: float
@@ -51,6 +52,7 @@ class OverlapRules:
     min_pos_iou: float
     gt_max_assign_all: bool
     match_low_quality: bool
+    reassign_low_quality: bool = True
 
     def assign(
         self, overlaps: Callable[[], Iterable[Tensor]], ground_truth: GroundTruth, taking_part: Tensor
@@ -80,7 +82,7 @@ class OverlapRules:
                 last = _last_at_highest(first if few else overlaps(), gt_max, may_match, taking_part.shape[1])
             else:
                 last = _last_at_first_highest(gt_argmax, may_match, taking_part.shape[1])
-            gt_inds = torch.where(last > 0, last, gt_inds)
+            gt_inds = torch.where(last > 0, last if self.reassign_low_quality else argmax + 1, gt_inds)
 
         has_objects = ground_truth.valid.any(dim=1, keepdim=True)
         gt_inds = torch.where(has_objects, gt_inds, empty)

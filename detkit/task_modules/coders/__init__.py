@@ -8,6 +8,7 @@ from detkit.task_modules.coders.bucketing_bbox_coder import (
 )
 from detkit.task_modules.coders.delta_xywh_bbox_coder import DeltaXYWHBBoxCoder, bbox2delta, delta2bbox
 from detkit.task_modules.coders.delta_xywh_glip_bbox_coder import DeltaXYWHBBoxCoderForGLIP
+from detkit.task_modules.coders.delta_xywht_rbbox_coder import DeltaXYWHTRBBoxCoder
 from detkit.task_modules.coders.distance_point_bbox_coder import DistancePointBBoxCoder
 from detkit.task_modules.coders.legacy_delta_xywh_bbox_coder import (
     LegacyDeltaXYWHBBoxCoder,
@@ -23,6 +24,7 @@ __all__ = [
     "BucketingBBoxCoder",
     "DeltaXYWHBBoxCoder",
     "DeltaXYWHBBoxCoderForGLIP",
+    "DeltaXYWHTRBBoxCoder",
     "DistancePointBBoxCoder",
     "LegacyDeltaXYWHBBoxCoder",
     "PseudoBBoxCoder",

@@ -129,11 +129,11 @@ def delta2bbox(
     return boxes.flatten(-2)
 
 
-def check_statistics(name: str, target_means: Sequence[float], target_stds: Sequence[float]) -> None:
-    """ValueError if means or standard deviations are not 4 numbers, or a standard deviation is not above 0."""
+def check_statistics(name: str, target_means: Sequence[float], target_stds: Sequence[float], count: int = 4) -> None:
+    """ValueError if means or standard deviations are not ``count`` numbers, or a standard deviation is not above 0."""
     for what, values in (("target_means", target_means), ("target_stds", target_stds)):
-        if not isinstance(values, Iterable) or [isinstance(value, Real) for value in values] != [True] * 4:
-            raise ValueError(f"{name}: {what} needs 4 numbers, got {values!r}")
+        if not isinstance(values, Iterable) or [isinstance(value, Real) for value in values] != [True] * count:
+            raise ValueError(f"{name}: {what} needs {count} numbers, got {values!r}")
     if not all(value > 0 for value in target_stds):
         raise ValueError(f"{name}: target_stds must be above 0, got {target_stds!r}")
 

@@ -37,6 +37,20 @@ def test_by_hand():
     torch.testing.assert_close(result.max_overlaps, torch.tensor([1.0, 0.4, 0.55, 0.0]))
 
 
+@pytest.mark.parametrize(("reassign", "expected"), [(False, [-1, 2, 0, 1]), (True, [-1, 3, 0, 3])])
+def test_a_low_quality_match_learns_its_best_object_as_in_detectron2(reassign, expected):
+    """The matcher of Detectron2 (thresholds 0.3 and 0.7) matches 1, 1, 2, 0 with labels -1, 1, 0, 1.
+
+    The third object is overlapped most, by 0.4, by two boxes that overlap others more: there they learn the others.
+    MMDetection has both learn the third.
+    """
+    overlaps = torch.tensor([[0.15, 0.45, 0.2, 0.6], [0.3, 0.65, 0.05, 0.1], [0.05, 0.4, 0.25, 0.4]])
+    rules = assigner(pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0, reassign_low_quality=reassign)
+    truth = GroundTruth.from_instances([instances(3, 0)])
+    found = rules.assign_by_overlaps(lambda piece: overlaps[None, :, piece].clone(), boxes(4, 1), truth, None)
+    assert found.gt_inds.tolist() == [expected]
+
+
 @settings(max_examples=25, deadline=None)
 @given(count=st.integers(0, 6), seed=st.integers(0, 10_000), low_quality=st.booleans())
 def test_permuting_objects_permutes_the_assignment(count, seed, low_quality):

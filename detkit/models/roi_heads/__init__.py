@@ -1,0 +1,1 @@
+"""Heads over regions of interest; so far, their losses."""
