@@ -1,9 +1,10 @@
 """Optimizers' wrappers and parameter groups; optimizers themselves are torch's."""
 
+from detkit.engine.optim.amp import AmpOptimWrapper
 from detkit.engine.optim.constructor import DefaultOptimWrapperConstructor
 from detkit.engine.optim.param_groups import expand_param_groups, reduce_param_groups, summary_group_id, summary_lr
 from detkit.engine.optim.param_rules import param_groups
-from detkit.engine.optim.wrappers import AmpOptimWrapper, OptimWrapper
+from detkit.engine.optim.wrappers import OptimWrapper
 
 __all__ = [
     "AmpOptimWrapper",

@@ -1,39 +1,53 @@
-"""Optimizer wrappers: gradient clipping without a synchronisation, mixed precision on any device."""
+"""Optimizer wrapper: backward, accumulation, clipping, step; nothing in it waits for the device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper as MMEngineOptimWrapper
 from torch import Tensor, nn
 
-from detkit.registry import OPTIM_WRAPPERS, check_keys
+from detkit.engine.optim.clipping import build_clipper
+from detkit.engine.optim.skipping import can_skip_on_device, prepare_momentum, read_soon
+from detkit.registry import OPTIM_WRAPPERS
 
-__all__ = ["AmpOptimWrapper", "OptimWrapper"]
+__all__ = ["OptimWrapper"]
 
-_CLIP_KEYS = {
-    "norm": {"type", "max_norm", "norm_type", "error_if_nonfinite", "foreach"},
-    "value": {"type", "clip_value", "foreach"},
-}
+_NOTHING = nullcontext()
 
 
 @OPTIM_WRAPPERS.register_module()
 class OptimWrapper(MMEngineOptimWrapper):
-    """Backward, accumulation, clipping and step; arguments are mmengine's.
+    """Backward, accumulation, clipping and step; arguments are mmengine's and two more.
+
+    A step that :attr:`guard` forbids leaves weights and the optimizer's state as they were. Optimizers with
+    ``fused=True`` on CUDA leave it out on the device. For others the host waits for the flag: on a CPU it is there
+    already; on CUDA the host waits for the forward pass only, while the device is busy with the backward pass.
 
     Args:
         optimizer: Of torch.
-        accumulative_counts: Iterations whose gradients are summed before a step.
-        clip_grad: Arguments of ``clip_grad_norm_`` or, with ``type='value'``, of ``clip_grad_value_``.
+        accumulative_counts: Iterations whose gradients are summed before a step. The loss of each is divided by it,
+            and, in the last window of a run, by the number of iterations that are left.
+        clip_grad: What to limit: ``dict(max_norm=10)``, ``dict(type='value', clip_value=1)``, or with
+            ``scope='per_param'`` the norm of each parameter by itself; see ``optim/clipping.py``.
+        set_to_none: Free gradients after a step; False fills them with zeros.
 
     Attributes:
-        grad_norm: () norm of the gradient at the last step before clipping, on its device; None without clipping.
+        grad_norm: () norm of the gradient at the last step before clipping, on its device; None without clipping by
+            norm, and where the step was left out.
+        after_backward: Called after each backward pass, before clipping and step, with gradients in ``.grad``.
+        guard: Called with each loss, (), before its backward pass; returns a () bool tensor on the device, true if
+            the weights must not change, or None. Where gradients are accumulated, one true flag forbids the step of
+            its window.
 
     Raises:
-        KeyError: An argument that the clipping function does not have.
+        KeyError: A key of ``clip_grad`` that nobody reads.
+        ValueError: ``accumulative_counts`` is less than one, or ``clip_grad`` cannot be followed.
     """
 
     def __init__(
@@ -41,100 +55,151 @@ class OptimWrapper(MMEngineOptimWrapper):
         optimizer: torch.optim.Optimizer,
         accumulative_counts: int = 1,
         clip_grad: Mapping[str, Any] | None = None,
+        set_to_none: bool = True,
     ) -> None:
-        if clip_grad is not None:
-            kind = clip_grad.get("type", "norm")
-            if kind not in _CLIP_KEYS:
-                raise ValueError(f"optim_wrapper.clip_grad.type: 'norm' or 'value' was expected, got {kind!r}")
-            check_keys(clip_grad, _CLIP_KEYS[kind], "clip_grad")
-        # mmengine takes keys out of the dict it is given: it gets a copy.
-        super().__init__(optimizer, accumulative_counts, dict(clip_grad) if clip_grad is not None else None)
+        if accumulative_counts < 1:
+            raise ValueError(f"optim_wrapper.accumulative_counts: must be at least 1, got {accumulative_counts}")
+        super().__init__(optimizer, accumulative_counts)
+        self._clip = build_clipper(clip_grad)
+        self.set_to_none = set_to_none
         self.grad_norm: Tensor | None = None
+        self.after_backward: Callable[[], None] | None = None
+        self.guard: Callable[[Tensor], Tensor | None] | None = None
+        self._forbidden: Tensor | None = None  # the guard's flag for the window so far
 
-    def _clip_grad(self) -> None:
-        # mmengine reads the norm here, at every step; LoggerHook reads it once per interval.
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if parameters:
-            self.grad_norm = self.clip_func(parameters, **self.clip_grad_kwargs)
-
-
-@OPTIM_WRAPPERS.register_module()
-class AmpOptimWrapper(OptimWrapper):
-    """Mixed precision by ``torch.autocast``; mmengine's class of this name refuses to run on a CPU.
-
-    Args:
-        loss_scale: ``'dynamic'``, a fixed factor, or arguments of ``torch.amp.GradScaler``. Only float16 is
-            scaled: bfloat16 has float32's range.
-        dtype: ``'float16'``, ``'bfloat16'`` or the torch dtype; None is float16 on CUDA, bfloat16 on a CPU.
-        optimizer: Of torch.
-        accumulative_counts: Iterations whose gradients are summed before a step.
-        clip_grad: See :class:`OptimWrapper`; gradients are unscaled first.
-
-    Raises:
-        ValueError: Another dtype or loss scale.
-    """
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        accumulative_counts: int = 1,
-        clip_grad: Mapping[str, Any] | None = None,
-        loss_scale: str | float | Mapping[str, Any] = "dynamic",
-        dtype: str | torch.dtype | None = None,
+    def update_params(
+        self, loss: Tensor, step_kwargs: dict[str, Any] | None = None, zero_kwargs: dict[str, Any] | None = None
     ) -> None:
-        super().__init__(optimizer, accumulative_counts, clip_grad)
-        self.device_type = optimizer.param_groups[0]["params"][0].device.type
-        self.dtype = _low_precision(dtype, self.device_type)
-        options: dict[str, Any] = {}
-        self._fixed_scale: float | None = None
-        if isinstance(loss_scale, Mapping):
-            options = dict(loss_scale)
-        elif isinstance(loss_scale, (int, float)):
-            self._fixed_scale = options["init_scale"] = float(loss_scale)
-        elif loss_scale != "dynamic":
-            raise ValueError(f"AmpOptimWrapper: loss_scale is 'dynamic', a number or a dict, got {loss_scale!r}")
-        options["enabled"] = self.dtype is torch.float16
-        self.loss_scaler = torch.amp.GradScaler(self.device_type, **options)
+        """Add the gradients of a loss, and at the end of a window update the parameters.
 
-    @contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Forward passes inside run in ``dtype`` where that is safe."""
-        with super().optim_context(model), torch.autocast(self.device_type, self.dtype):
-            yield
-
-    def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """Add the gradients of the scaled loss."""
-        self.loss_scaler.scale(loss).backward(**kwargs)
-        self._inner_count += 1
+        Args:
+            loss: (), the mean over the iteration's batch.
+            step_kwargs: Arguments for the optimizer's ``step``.
+            zero_kwargs: Arguments for the optimizer's ``zero_grad``.
+        """
+        forbidden = None if self.guard is None else self._ask_guard(loss)
+        on_device = forbidden if forbidden is not None and self._can_skip_on_device(forbidden) else None
+        is_forbidden = None if forbidden is None or on_device is not None else read_soon(forbidden)
+        self.backward(self.scale_loss(loss))
+        updates = self.should_update()
+        if self.after_backward is not None:
+            if updates:
+                self._unscale()
+            self.after_backward()
+        if not updates:
+            return
+        if is_forbidden is not None and is_forbidden():
+            self.grad_norm = None
+            self._leave_out_step()
+        elif on_device is not None:
+            self._step_unless(on_device, step_kwargs or {})
+        else:
+            self.step(**(step_kwargs or {}))
+        self.zero_grad(**(zero_kwargs or {"set_to_none": self.set_to_none}))
 
     def step(self, **kwargs: Any) -> None:
-        """Update the parameters, unless a scaled gradient overflowed."""
-        if self.clip_grad_kwargs:
-            self.loss_scaler.unscale_(self.optimizer)
-            self._clip_grad()
-        self.loss_scaler.step(self.optimizer, **kwargs)
-        self.loss_scaler.update(self._fixed_scale)
+        """Clip the gradients and update the parameters."""
+        self._clip_grad()
+        self.optimizer.step(**kwargs)
+
+    def optim_context(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Around the forward pass: without synchronising gradients over processes where no step follows."""
+        if self._accumulative_counts == 1 or self.should_sync() or not hasattr(model, "no_sync"):
+            return _NOTHING
+        no_sync: Any = model.no_sync
+        return no_sync()
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        """The loss divided by the number of iterations in its window."""
+        size = self._accumulative_counts
+        if size == 1:  # mmengine divides by one
+            return loss
+        done = self._inner_count
+        start = done - done % size
+        if done < self._max_counts < start + size:
+            size = self._max_counts - start
+        return loss / size
+
+    def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
+        """Say where the run starts and ends; mmengine then drops gradients of a window that was begun.
+
+        Args:
+            model: What is trained.
+            init_counts: Iterations done.
+            max_counts: Iterations there will be.
+        """
+        self._inner_count, self._max_counts = init_counts, max_counts
+        self._remainder_counts = max_counts % self._accumulative_counts
+        begun = init_counts % self._accumulative_counts
+        if begun and not any(parameter.grad is not None for parameter in self._parameters()):
+            print_log(
+                f"the gradients of {begun} iterations of an unfinished window of accumulative_counts="
+                f"{self._accumulative_counts} are not there: the window's step is made without them",
+                logger="current",
+                level=logging.WARNING,
+            )
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state and, for float16, the scaler's."""
+        """The optimizer's state and the gradients of a window that is not finished."""
         state = super().state_dict()
-        if self.loss_scaler.is_enabled():
-            state["loss_scaler"] = self.loss_scaler.state_dict()
+        done = self._inner_count % self._accumulative_counts
+        gradients = [parameter.grad for parameter in self._parameters()]
+        if done and any(gradient is not None for gradient in gradients):
+            state["accumulation"] = {
+                "done": done,
+                "counts": self._accumulative_counts,
+                "gradients": gradients,
+                "forbidden": self._forbidden is not None and bool(self._forbidden),
+            }
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave; a state without a scaler's leaves the scaler at its start."""
+        """Restore what :meth:`state_dict` gave; gradients of a window of another size are left out."""
         state = dict(state_dict)
-        scaler = state.pop("loss_scaler", None)
-        if scaler is not None and self.loss_scaler.is_enabled():
-            self.loss_scaler.load_state_dict(scaler)
+        begun = state.pop("accumulation", None)
         super().load_state_dict(state)
+        if begun is None or begun["counts"] != self._accumulative_counts:
+            return
+        parameters = self._parameters()
+        for parameter, gradient in zip(parameters, begun["gradients"], strict=True):
+            parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
+        self._forbidden = parameters[0].new_ones((), dtype=torch.bool) if begun["forbidden"] else None
 
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-def _low_precision(dtype: str | torch.dtype | None, device_type: str) -> torch.dtype:
-    if dtype is None:
-        return torch.float16 if device_type == "cuda" else torch.bfloat16
-    for name, known in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
-        if dtype in (name, known):
-            return known
-    raise ValueError(f"AmpOptimWrapper: dtype is 'float16', 'bfloat16' or None, got {dtype!r}")
+    def _ask_guard(self, loss: Tensor) -> Tensor | None:
+        """The flag of the window that this iteration ends; None within one."""
+        assert self.guard is not None
+        flag = self.guard(loss.detach())
+        if flag is not None:
+            self._forbidden = flag if self._forbidden is None else self._forbidden | flag
+        if not self.should_sync():
+            return None
+        flag, self._forbidden = self._forbidden, None
+        return flag
+
+    def _can_skip_on_device(self, flag: Tensor) -> bool:
+        return can_skip_on_device(self.optimizer, flag)
+
+    def _step_unless(self, forbidden: Tensor, step_kwargs: dict[str, Any]) -> None:
+        optimizer: Any = self.optimizer
+        prepare_momentum(optimizer)
+        optimizer.grad_scale, optimizer.found_inf = None, forbidden.float()
+        try:
+            self.step(**step_kwargs)
+        finally:
+            del optimizer.grad_scale, optimizer.found_inf
+
+    def _leave_out_step(self) -> None:
+        """What remains to be done where a step is left out."""
+
+    def _unscale(self) -> None:
+        """Give the gradients of a scaled loss their true size."""
+
+    def _clip_grad(self) -> None:
+        # mmengine reads the norm here, at every step; LoggerHook reads it once per interval.
+        if self._clip is None:
+            return
+        parameters = [parameter for parameter in self._parameters() if parameter.grad is not None]
+        self.grad_norm = self._clip(parameters) if parameters else None
