@@ -17,7 +17,12 @@ from detkit.engine.hooks import (
     RuntimeInfoHook,
 )
 from detkit.engine.loops import EpochBasedTrainLoop, IterBasedTrainLoop
-from detkit.engine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
+from detkit.engine.optim import (
+    AmpOptimWrapper,
+    DefaultOptimWrapperConstructor,
+    LearningRateDecayOptimizerConstructor,
+    OptimWrapper,
+)
 from detkit.engine.runner import Runner
 
 __all__ = [
@@ -31,6 +36,7 @@ __all__ = [
     "Hook",
     "IterBasedTrainLoop",
     "IterTimerHook",
+    "LearningRateDecayOptimizerConstructor",
     "LoggerHook",
     "MultiDatasetTestLoop",
     "MultiDatasetValLoop",

@@ -2,6 +2,7 @@
 
 from detkit.engine.optim.amp import AmpOptimWrapper
 from detkit.engine.optim.constructor import DefaultOptimWrapperConstructor
+from detkit.engine.optim.layer_decay import LearningRateDecayOptimizerConstructor
 from detkit.engine.optim.param_groups import expand_param_groups, reduce_param_groups, summary_group_id, summary_lr
 from detkit.engine.optim.param_rules import param_groups
 from detkit.engine.optim.wrappers import OptimWrapper
@@ -9,6 +10,7 @@ from detkit.engine.optim.wrappers import OptimWrapper
 __all__ = [
     "AmpOptimWrapper",
     "DefaultOptimWrapperConstructor",
+    "LearningRateDecayOptimizerConstructor",
     "OptimWrapper",
     "expand_param_groups",
     "param_groups",

@@ -51,6 +51,7 @@ class DefaultOptimWrapperConstructor:
         self.wrapper_cfg = {"type": "OptimWrapper", **optim_wrapper_cfg}
         self.optimizer_cfg: dict[str, Any] = self.wrapper_cfg.pop("optimizer")
         self.rules = dict(paramwise_cfg or {})
+        self.has_rules = bool(self.rules)
         if self.rules.get("lr_factor_func") is not None:
             self.rules["lr_factor_func"] = build_function(
                 self.rules["lr_factor_func"], "optim_wrapper.paramwise_cfg.lr_factor_func"
@@ -59,11 +60,11 @@ class DefaultOptimWrapperConstructor:
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the wrapped optimizer of ``model``."""
         inner: Any = model.module if is_model_wrapper(model) else model
-        params: Any = self._groups(inner) if self.rules else list(inner.parameters())
+        params: Any = self._groups(inner) if self.has_rules else list(inner.parameters())
         optimizer = build({**self.optimizer_cfg, **self._kernels(inner)}, OPTIMIZERS, params=params)
         frozen = sum(not parameter.requires_grad for parameter in inner.parameters())
         print_log(
-            f"{type(optimizer).__name__}, {frozen} frozen parameters {'left out' if self.rules else 'among them'}\n"
+            f"{type(optimizer).__name__}, {frozen} frozen parameters {'left out' if self.has_rules else 'among them'}\n"
             f"{describe_param_groups(optimizer.param_groups)}",
             logger="current",
         )
