@@ -219,7 +219,8 @@ def _build_scheduler(cfg: Any, registry: Registry, default_args: Mapping[str, An
         epoch_length = arguments.pop("epoch_length", None)
         convert = arguments.pop("convert_to_iter_based", False)
         # mmengine's LRSchedulerMixin and its like name the parameter themselves.
-        check_arguments(cls, {*arguments, "param_name"}, path)
+        named = {"param_name"} & accepted_arguments(cls).accepted
+        check_arguments(cls, {*arguments, *named}, path)
         if not convert:
             return cls(**arguments)
         if epoch_length is None or not arguments.get("by_epoch", True):

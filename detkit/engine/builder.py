@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from detkit.engine.dataloader import build_dataloader
 from detkit.engine.hooks.hook import overridden_stages
+from detkit.engine.schedulers import build_schedulers
 from detkit.engine.seeding import derive_seed, seed_everything
 from detkit.registry import (
     EVALUATOR,
@@ -216,8 +217,14 @@ class PartBuilder(mmengine_runner.Runner):
         self.logger.info("learning rate scaled by %.4g: batch of %d images", factor, batch_size)
 
     def _build_param_scheduler(self, scheduler: Any, optim_wrapper: OptimWrapper) -> list[_ParamScheduler]:
-        with building("param_scheduler", scheduler):
-            return super()._build_param_scheduler(scheduler, optim_wrapper)
+        known = isinstance(self._train_loop, BaseLoop)
+        return build_schedulers(
+            scheduler,
+            optim_wrapper,
+            max_epochs=self.max_epochs if known else None,
+            max_iters=self.max_iters if known else None,
+            epoch_length=len(self.train_dataloader),
+        )
 
     def build_visualizer(self, visualizer: Visualizer | dict[str, Any] | None = None) -> Visualizer:
         """Under the run's name: by the config's, a second run in a process would get the first one's."""

@@ -16,12 +16,11 @@ import detkit
 from detkit.engine.checkpoint import load_weights
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.labels import check_same_classes, classes_of, label_map
+from detkit.engine.schedulers import restore_schedulers, schedulers_state
 from detkit.engine.seeding import rng_state, set_rng_state
 
 __all__ = ["capture", "check_resumable", "restore"]
 
-# What a scheduler has done so far; all else is what it was configured to do.
-_PROGRESS = ("last_step", "_global_step", "_last_value", "base_values")
 _FORMAT = 1
 
 
@@ -63,7 +62,7 @@ def capture(runner: Any, meta: Mapping[str, Any], optimizer: bool, schedulers: b
     if optimizer:
         checkpoint["optimizer"] = runner.optim_wrapper.state_dict()
     if schedulers and runner.param_schedulers is not None:
-        checkpoint["param_schedulers"] = _map_schedulers(runner.param_schedulers, _scheduler_state)
+        checkpoint["param_schedulers"] = schedulers_state(runner.param_schedulers)
     return checkpoint
 
 
@@ -91,7 +90,7 @@ def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path}: its optimizer state does not fit optim_wrapper: {error}") from error
     _align_optimizer_state(runner.optim_wrapper)
-    _restore_schedulers(runner, checkpoint.get("param_schedulers"), path)
+    restore_schedulers(runner, checkpoint.get("param_schedulers"), path)
     for key, value in checkpoint["message_hub"].items():
         runner.message_hub.update_info(key, value)
     _restore_hooks(runner, checkpoint.get("hooks", {}), path)
@@ -161,45 +160,3 @@ def _align_optimizer_state(optim_wrapper: Any) -> None:
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _restore_schedulers(runner: Any, saved: Any, path: str) -> None:
-    if runner.param_schedulers is None and not saved:
-        return
-    now, before = _flat(runner.param_schedulers), _flat(saved)
-    names = [type(scheduler).__name__ for scheduler in now]
-    if len(now) != len(before):
-        raise ValueError(
-            f"{path}: has the state of {len(before)} param_scheduler entries, the config has {len(now)} "
-            f"({', '.join(names)}); resume with the schedule the run was started with"
-        )
-    for index, (scheduler, state) in enumerate(zip(now, before, strict=True)):
-        own = _scheduler_state(scheduler)
-        if own.keys() != state.keys():
-            raise ValueError(
-                f"{path}: param_scheduler.{index} is now a {names[index]}, whose state has other entries; resume "
-                "with the schedule the run was started with"
-            )
-        for key in own.keys() - set(_PROGRESS):
-            if own[key] != state[key]:
-                runner.logger.warning(
-                    f"param_scheduler.{index} ({names[index]}): {key} was {state[key]} before, and is {own[key]} now"
-                )
-        scheduler.load_state_dict({key: state[key] for key in own if key in _PROGRESS})
-
-
-def _scheduler_state(scheduler: Any) -> dict[str, Any]:
-    """Without the functions that some schedulers keep among their settings."""
-    return {key: value for key, value in scheduler.state_dict().items() if not callable(value)}
-
-
-def _map_schedulers(schedulers: Any, function: Any) -> Any:
-    if isinstance(schedulers, dict):
-        return {name: [function(one) for one in group] for name, group in schedulers.items()}
-    return [function(one) for one in schedulers]
-
-
-def _flat(schedulers: Any) -> list[Any]:
-    if isinstance(schedulers, dict):
-        return [one for name in sorted(schedulers) for one in schedulers[name]]
-    return list(schedulers or ())

@@ -252,7 +252,7 @@ def test_resume_for_longer_takes_the_new_schedule_and_says_so(make_runner, capfd
         ({"param_scheduler": {"type": "StepLR", "step_size": 1}}, "has the state of 2 param_scheduler entries"),
         (
             {"param_scheduler": [{"type": "StepLR", "step_size": 1}, {"type": "ConstantLR"}]},
-            r"param_scheduler\.0 is now a StepLR",
+            r"param_scheduler\.0 was a LinearLR and is now a StepLR",
         ),
         (
             {"train_dataloader": toy_config("")["train_dataloader"] | {"batch_size": 6}},

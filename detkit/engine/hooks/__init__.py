@@ -6,6 +6,7 @@ from detkit.engine.hooks.invalid_loss import CheckInvalidLossHook
 from detkit.engine.hooks.iter_timer import IterTimerHook
 from detkit.engine.hooks.logger import LoggerHook
 from detkit.engine.hooks.memory_format import ChannelsLastHook
+from detkit.engine.hooks.param_scheduler import ParamSchedulerHook
 from detkit.engine.hooks.preemption import Preempted, PreemptionHook
 from detkit.engine.hooks.runtime_info import RuntimeInfoHook
 from detkit.engine.hooks.visualization import DetVisualizationHook
@@ -18,6 +19,7 @@ __all__ = [
     "Hook",
     "IterTimerHook",
     "LoggerHook",
+    "ParamSchedulerHook",
     "Preempted",
     "PreemptionHook",
     "RuntimeInfoHook",
