@@ -45,6 +45,9 @@ def build_schedulers(
             defaults = {"optimizer": optimizer, "epoch_length": epoch_length}
             schedulers.append(PARAM_SCHEDULERS.build(options, default_args=defaults))
     _check_overlap(schedulers, epoch_length)
+    if schedulers:
+        # mmengine warns of a wrong order where the optimizer has not stepped yet: under gradient accumulation too.
+        optimizer._global_step = 0
     return schedulers
 
 

@@ -31,14 +31,16 @@ class Rates(Hook):
 def run(make_runner):
     """Trains the toy for a number of iterations; returns the runner and the rates it used."""
 
-    def train(iters: int, scheduler: Any, lr: float = 0.1, **changes: Any) -> tuple[Runner, dict[int, float]]:
+    def train(
+        iters: int, scheduler: Any, lr: float = 0.1, wrapper: Any = None, **changes: Any
+    ) -> tuple[Runner, dict[int, float]]:
         hooks = toy_config("")["default_hooks"]
         runner = make_runner(
             train_cfg={"by_epoch": False, "max_iters": iters, "val_interval": 1000},
             val_cfg=None,
             val_dataloader=None,
             val_evaluator=None,
-            optim_wrapper={"optimizer": {"type": "SGD", "lr": lr}},
+            optim_wrapper=wrapper or {"optimizer": {"type": "SGD", "lr": lr}},
             param_scheduler=scheduler,
             default_hooks=hooks | {"checkpoint": {"type": "CheckpointHook", "interval": 10, "by_epoch": False}},
             **changes,
@@ -108,6 +110,12 @@ def test_a_milestone_where_the_shorter_run_ended(run):
     run(10, schedule)
     _, seen = run(20, schedule, resume=True)
     assert [seen[step] for step in range(10, 20)] == pytest.approx([0.001] * 4 + [0.0001] * 6)
+
+
+@pytest.mark.filterwarnings("error:Detected call of")
+def test_accumulating_gradients_is_no_wrong_order(run):
+    wrapper = {"optimizer": {"type": "SGD", "lr": 0.1}, "accumulative_counts": 2}
+    run(4, {"type": "LinearLR", "by_epoch": False}, wrapper=wrapper)
 
 
 def test_a_resumed_schedule_is_the_uninterrupted_one(run, tmp_path):
