@@ -6,7 +6,7 @@ DEMO_CONFIG := configs/retinanet/retinanet_r18_fpn_shapes.py
 DEMO_DIR := work_dirs/retinanet_r18_fpn_shapes
 ARGS ?=
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow test-kill lint format clean
 
 demo: $(VENV)/.installed ## Train, evaluate and look at a RetinaNet on the example data.
 	$(BIN)/python tools/train.py $(DEMO_CONFIG) $(ARGS)
@@ -16,6 +16,9 @@ test: $(VENV)/.dev ## All tests; at most 8 minutes on 2 cores.
 
 test-slow: $(VENV)/.dev ## What takes minutes: the demo, twice.
 	$(BIN)/python -m pytest -m slow -s
+
+test-kill: $(VENV)/.dev ## Some 150 runs killed without warning, and resumed; 10 minutes.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow tests/engine/test_kill.py
 
 lint: $(VENV)/.dev ## Style, import rules, types.
 	$(BIN)/ruff check .

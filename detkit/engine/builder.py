@@ -66,6 +66,25 @@ class PartBuilder(mmengine_runner.Runner):
     _test_loop: Any
     _seed: Any
 
+    # Hooks ask these several times per step. mmengine's take a microsecond each time to see whether the loop is
+    # built, and `iter` builds it, with the training data, also for a test.
+    @property
+    def train_loop(self) -> Any:
+        """The training loop; built when first asked for."""
+        if isinstance(self._train_loop, dict):
+            self._train_loop = self.build_train_loop(self._train_loop)
+        return self._train_loop
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done; 0 without a training loop."""
+        return 0 if self._train_loop is None or isinstance(self._train_loop, dict) else self._train_loop.epoch
+
+    @property
+    def iter(self) -> int:
+        """Iterations done; 0 without a training loop."""
+        return 0 if self._train_loop is None or isinstance(self._train_loop, dict) else self._train_loop.iter
+
     def build_model(self, model: nn.Module | dict[str, Any]) -> nn.Module:
         """Build the model."""
         if isinstance(model, nn.Module):
