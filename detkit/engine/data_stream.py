@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from detkit.engine.seeding import SeededBatches, derive_seed, rng_state, seed_everything, set_rng_state
@@ -31,12 +32,17 @@ class DataStream:
     Args:
         dataloader: Built by ``build_dataloader``; another loader works, but is skipped through by loading.
         seed: Of the run; samplers that shuffle by the generator of the process are seeded for each pass.
+
+    Attributes:
+        position: Where it is.
+        load_time: Seconds that the run waited for the last batch.
     """
 
     def __init__(self, dataloader: Any, seed: int) -> None:
         self.dataloader = dataloader
         self.seed = seed
         self.position = Position(0, 0)
+        self.load_time = 0.0
         self._length_before = 0  # batches of the pass before this one
 
     def replace(self, dataloader: Any) -> None:
@@ -46,11 +52,14 @@ class DataStream:
     def rest_of_pass(self) -> Iterator[Any]:
         """The batches that are left of this pass; after the last one the next pass is due."""
         dataloader = self.dataloader
+        begin = perf_counter()
         for batch in self._begin_pass():
+            self.load_time = perf_counter() - begin
             self.position = Position(self.position.epoch, self.position.batch + 1)
             yield batch
             if self.dataloader is not dataloader:
                 break
+            begin = perf_counter()
         self._length_before = self.position.batch
         self.position = Position(self.position.epoch + 1, 0)
 

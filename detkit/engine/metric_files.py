@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
+
+from detkit.engine.checkpoint import write_text
+from detkit.events import Histogram, Picture
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -36,7 +40,8 @@ class MetricFiles:
     Args:
         folder: The work directory.
         step: Iterations done when the run starts or goes on. At 0 the numbers of an earlier run in the same
-            folder are put aside as ``metrics_<time>.jsonl``; events from ``step`` on are discarded.
+            folder are put aside as ``metrics_<time>.jsonl``. Else what an earlier run wrote beyond that step is
+            discarded at the first number, as those steps are made again.
         tensorboard: Whether to write events.
     """
 
@@ -59,21 +64,57 @@ class MetricFiles:
             values: Numbers by name; those not finite become null in the file, as JSON knows no NaN.
             prefix: Put before a name without a ``/`` in TensorBoard: ``train`` or ``val``.
         """
-        if self._file is None:
-            _drop_torn_line(self._path)
-            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - open until the run ends
         line: dict[str, float | None] = {"step": step, "epoch": epoch}
         line.update({name: value if math.isfinite(value) else None for name, value in values.items()})
+        if self._file is None:
+            self._file = self._open(line)
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
-        if self._events is not None:
-            if self._writer is None:
-                self._writer = _event_writer(self._events, self._step)
-            for name, value in values.items():
-                self._writer.add_scalar(name if "/" in name else f"{prefix}/{name}", value, step)
+        writer = self._tensorboard()
+        if writer is not None:
+            # One event for the line: add_scalar makes one, with its file access, for each number.
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            tags = {name if "/" in name else f"{prefix}/{name}": value for name, value in values.items()}
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()])
+            writer._get_file_writer().add_summary(summary, step)
+
+    def write_picture(self, picture: Picture) -> None:
+        """Add an image to the events."""
+        writer = self._tensorboard()
+        if writer is not None:
+            writer.add_image(picture.name, picture.image, picture.step)
+
+    def write_histogram(self, histogram: Histogram) -> None:
+        """Add a histogram to the events."""
+        writer = self._tensorboard()
+        number = sum(histogram.counts)
+        if writer is None or not number:
+            return
+        edges = np.linspace(histogram.low, histogram.high, len(histogram.counts) + 1)
+        writer.add_histogram_raw(
+            histogram.name,
+            min=histogram.low,
+            max=histogram.high,
+            num=number,
+            sum=histogram.total,
+            sum_squares=histogram.total_squares,
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=histogram.counts,
+            global_step=histogram.step,
+        )
+
+    def sync(self) -> None:
+        """See to it that what was written survives a crash of the machine."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
         """Close both files."""
+        self.sync()
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -81,12 +122,38 @@ class MetricFiles:
             self._writer.close()
             self._writer = None
 
+    def _open(self, line: Mapping[str, Any]) -> IO[str]:
+        # A validation that belongs to the very step is made again by a run that goes on from there.
+        def superseded(old: Mapping[str, Any]) -> bool:
+            return old["step"] > self._step or (old["step"] == line["step"] and old.keys() == line.keys())
 
-def _drop_torn_line(path: Path) -> None:
-    """Cut off what a killed run left after the last line break; the next line would be glued to it."""
-    if path.exists():
-        with open(path, "r+b") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
+        _drop_lines(self._path, superseded)
+        return open(self._path, "a", encoding="utf-8")
+
+    def _tensorboard(self) -> SummaryWriter | None:
+        if self._writer is None and self._events is not None:
+            self._writer = _event_writer(self._events, self._step)
+        return self._writer
+
+
+def _drop_lines(path: Path, superseded: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Take out superseded lines, and what a killed run left after the last line break."""
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
+    kept = "".join(line for line in lines if not superseded(_parsed(line)))
+    if kept != text:
+        write_text(path, kept)
+
+
+def _parsed(line: str) -> Mapping[str, Any]:
+    """What another program wrote there stays where it is."""
+    try:
+        parsed = json.loads(line)
+    except ValueError:
+        parsed = None
+    return parsed if isinstance(parsed, dict) and isinstance(parsed.get("step"), int) else {"step": 0}
 
 
 def _event_writer(folder: Path, step: int) -> SummaryWriter:

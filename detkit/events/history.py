@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from statistics import median
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["History", "Taken"]
 
@@ -30,6 +33,13 @@ class History:
     Args:
         length: How many values to keep.
         smoothing: Whether writers may show a median or mean instead of the latest value.
+
+    Attributes:
+        smoothing: As given.
+        count: Values there ever were, those of the run that this one goes on from included.
+
+    Raises:
+        ValueError: ``length`` is not positive.
     """
 
     def __init__(self, length: int = 1000, smoothing: bool = True) -> None:
@@ -39,11 +49,12 @@ class History:
         self.count = 0
         self._values = np.empty(length)
         self._steps = np.empty(length, dtype=np.int64)
+        self._put = 0  # values that were put into the rings
         self._finite, self._finite_total = 0, 0.0
-        self._taken, self._taken_total = 0, 0.0
+        self._taken, self._taken_total = 0, 0.0  # since the last call of take
 
     def __len__(self) -> int:
-        return min(self.count, len(self._values))
+        return min(self._put, len(self._values))
 
     def update(self, value: float, step: int) -> None:
         """Add one value."""
@@ -51,51 +62,74 @@ class History:
 
     def extend(self, values: list[float], steps: list[int]) -> None:
         """Add values in the order of their steps."""
-        total = math.fsum(values) if all(map(math.isfinite, values)) else math.nan
-        finite = values if math.isfinite(total) else [value for value in values if math.isfinite(value)]
-        self._finite += len(finite)
-        self._finite_total += math.fsum(finite)
+        total = sum(values)
+        if not math.isfinite(total):
+            finite = [value for value in values if math.isfinite(value)]
+            self._finite += len(finite)
+            self._finite_total += sum(finite)
+        else:
+            self._finite += len(values)
+            self._finite_total += total
         self._taken_total += total
         self._taken += len(values)
-        length = len(self._values)
-        begin = self.count + max(0, len(values) - length)
         self.count += len(values)
+        length = len(self._values)
+        begin = self._put + max(0, len(values) - length)
+        self._put += len(values)
         values, steps = values[-length:], steps[-length:]
         place = begin % length
         first = min(len(values), length - place)
-        for ring, new in ((self._values, values), (self._steps, steps)):
-            ring[place : place + first] = new[:first]
-            ring[: len(new) - first] = new[first:]
+        self._values[place : place + first] = values[:first]
+        self._steps[place : place + first] = steps[:first]
+        if first < len(values):
+            self._values[: len(values) - first] = values[first:]
+            self._steps[: len(values) - first] = steps[first:]
 
-    def _last(self, ring: np.ndarray, number: int) -> np.ndarray:
-        end = self.count % len(ring)
-        kept = ring[: self.count] if self.count <= len(ring) else np.concatenate([ring[end:], ring[:end]])
-        return kept[len(kept) - min(number, len(kept)) :]
+    def values(self, window: int | None = None) -> NDArray[np.float64]:
+        """The last ``window`` values that are kept, oldest first; all of them if None."""
+        return self._last(self._values, window)
+
+    def steps(self, window: int | None = None) -> NDArray[np.int64]:
+        """The steps of ``values``."""
+        return self._last(self._steps, window)
+
+    def _last(self, ring: NDArray[Any], window: int | None) -> NDArray[Any]:
+        if window is not None and window < 1:
+            raise ValueError(f"a window must have at least 1 value, got {window}")
+        number = len(self) if window is None else min(window, len(self))
+        end = self._put % len(ring)
+        if number <= end:
+            return ring[end - number : end]
+        return np.concatenate([ring[len(ring) - (number - end) :], ring[:end]])
 
     @property
     def samples(self) -> list[tuple[int, float]]:
-        """The kept (step, value) pairs, oldest first."""
-        steps, values = self._last(self._steps, len(self)), self._last(self._values, len(self))
-        return list(zip(steps.tolist(), values.tolist(), strict=True))
+        """The (step, value) pairs that are kept, oldest first."""
+        return list(zip(self.steps().tolist(), self.values().tolist(), strict=True))
 
     def latest(self) -> tuple[float, int]:
-        """The last value and its step."""
-        if not self.count:
+        """The last value and its step.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if not self._put:
             raise ValueError("this history is empty")
-        place = (self.count - 1) % len(self._values)
+        place = (self._put - 1) % len(self._values)
         return float(self._values[place]), int(self._steps[place])
 
     def samples_since(self, step: int) -> int:
-        """How many of the kept values belong to steps after ``step``."""
-        return int((self._last(self._steps, len(self)) > step).sum())
+        """How many of the values that are kept belong to steps after ``step``."""
+        return int((self.steps() > step).sum())
 
     def median(self, window: int) -> float:
         """Median of the last ``window`` values that are kept."""
-        return float(np.median(self._last(self._values, window)))
+        values = self.values(window)
+        return median(values.tolist()) if len(values) <= 50 else float(np.median(values))  # numpy's has a long way
 
     def mean(self, window: int) -> float:
         """Mean of the last ``window`` values that are kept."""
-        return float(np.mean(self._last(self._values, window)))
+        return float(self.values(window).mean())
 
     def global_mean(self) -> float:
         """Mean of all values there ever were, those aside that were not finite."""
@@ -105,7 +139,26 @@ class History:
         """What came since the last call, or None; for the one writer of a run."""
         if not self._taken:
             return None
-        value, step = self.latest()
-        taken = Taken(self._taken_total, self._taken, step) if self.smoothing else Taken(value, 1, step)
+        if self.smoothing:
+            taken = Taken(self._taken_total, self._taken, self.latest()[1] if self._put else 0)
+        else:
+            value, step = self.latest()
+            taken = Taken(value, 1, step)
         self._taken, self._taken_total = 0, 0.0
         return taken
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums, in plain types; not the values."""
+        return {
+            "smoothing": self.smoothing,
+            "count": self.count,
+            "finite": [self._finite, self._finite_total],
+            "taken": [self._taken, self._taken_total] if self.smoothing else [0, 0.0],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the sums that :meth:`state_dict` gave."""
+        self.smoothing = state["smoothing"]
+        self.count = state["count"]
+        self._finite, self._finite_total = state["finite"]
+        self._taken, self._taken_total = state["taken"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -166,12 +166,12 @@ class EventStorage:
 
     def latest(self) -> dict[str, tuple[float, int]]:
         """Last value and its step, by name."""
-        return {name: history.latest() for name, history in self.histories().items()}
+        return {name: history.latest() for name, history in self._with_values()}
 
     def latest_smoothed(self, window: int = 20) -> dict[str, tuple[float, int]]:
         """Like ``latest``, but medians over the last ``window`` steps where smoothing is allowed."""
         smoothed = {}
-        for name, history in self.histories().items():
+        for name, history in self._with_values():
             value, step = history.latest()
             samples = history.samples_since(self.step - window) if history.smoothing else 0
             smoothed[name] = (history.median(samples) if samples else value, step)
@@ -194,6 +194,21 @@ class EventStorage:
             low, high, total, squares, *counts = counted.tolist()
             histograms.append(Histogram(name, counts, low, high, total, squares, step))
         return histograms
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums by name, in plain types: what means of a resumed run need. Waits for the device once."""
+        return {name: history.state_dict() for name, history in self.histories().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the sums that :meth:`state_dict` gave; forget what was noted here before."""
+        self._notes, self._reading = [], []
+        self._histories = {name: History(self._length) for name in state}
+        for name, history in self._histories.items():
+            history.load_state_dict(state[name])
+        self._smoothing = {name: history.smoothing for name, history in self._histories.items()}
+
+    def _with_values(self) -> list[tuple[str, History]]:
+        return [(name, history) for name, history in self.histories().items() if len(history)]
 
     def __enter__(self) -> EventStorage:
         self._tokens.append(_current.set(self))

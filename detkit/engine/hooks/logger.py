@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.optim import OptimWrapperDict
-from mmengine.runner import BaseLoop, IterBasedTrainLoop
+from mmengine.runner import BaseLoop
 from rich.console import Console
 
-from detkit.engine.console import ProgressDisplay, duration
+from detkit.engine.background import BackgroundCalls
+from detkit.engine.console import ProgressDisplay
+from detkit.engine.distributed import gather
 from detkit.engine.hooks.hook import Hook
+from detkit.engine.hooks.iter_timer import IterTimerHook
 from detkit.engine.metric_files import MetricFiles, scalars
 from detkit.engine.optim.param_groups import summary_lr
-from detkit.engine.step_record import StepRecord, StepValues
 from detkit.registry import HOOKS
 
-__all__ = ["LoggerHook", "image_paths"]
+__all__ = ["LoggerHook"]
 
-_NOT_IN_LINE = {"loss", "lr", "time", "data_time", "memory", "step", "epoch"}
+_SLOWEST = {"data_time", "memory"}  # of these the largest of all processes counts, not the mean
+
+
+class _Report(NamedTuple):
+    """What one process has to say of one scalar since the last line."""
+
+    total: float
+    number: int
+    step: int | None  # of a scalar that is not smoothed, and is reported at its own step
+    shown: float  # in the terminal
 
 
 @HOOKS.register_module()
 class LoggerHook(Hook):
-    """Reads what the model reported once per ``interval``, and writes the means since the last line.
+    """Writes what was noted in the run's event storage since the last line, once per ``interval``.
 
-    Between two readings nothing waits for the device. A loss that is not finite is found at the next reading,
-    before the next checkpoint is written, and stops the run.
+    A line of ``metrics.jsonl`` has the means over all iterations since the line before, and over all processes; of
+    ``data_time`` and ``memory`` the largest of the processes. Scalars that are not smoothed have their latest value,
+    at its own step. The terminal shows medians of the last values (see ``LogProcessor``). Nothing waits for the
+    device between two lines; a line takes one transfer, and of several processes one collective.
 
     Args:
         interval: Iterations per line, counted within an epoch.
-        ignore_last: Give the iterations after an epoch's last full interval no line. An epoch shorter than
-            ``interval`` always gets one.
+        ignore_last: Give the iterations after an epoch's last full interval no line of their own; they count in the
+            next one. An epoch shorter than ``interval``, and the end of training, always get one.
         log_metric_by_epoch: Give the visualizer's backends the epoch, not the iteration, with metrics.
         tensorboard: Write TensorBoard events to ``work_dir/tensorboard``.
+        async_write: Write in a thread, for file systems and services that are slow. All is written when the run
+            ends; an error of the thread ends the run at the next line.
 
     Raises:
         ValueError: ``interval`` is not positive.
@@ -46,8 +62,9 @@ class LoggerHook(Hook):
         self,
         interval: int = 10,
         ignore_last: bool = True,
-        log_metric_by_epoch: bool = True,
+        log_metric_by_epoch: bool = False,
         tensorboard: bool = True,
+        async_write: bool = False,
     ) -> None:
         if interval < 1:
             raise ValueError(f"LoggerHook: interval must be at least 1, got {interval}")
@@ -55,44 +72,64 @@ class LoggerHook(Hook):
         self.ignore_last = ignore_last
         self.log_metric_by_epoch = log_metric_by_epoch
         self.tensorboard = tensorboard
-        self._record = StepRecord()
-        self._unwritten: list[StepValues] = []
-        self._files: MetricFiles | None = None
+        self.async_write = async_write
+        self._files: MetricFiles | None = None  # of the first process
+        self._background: BackgroundCalls | None = None
         self._display: ProgressDisplay | None = None
+        self._timer: IterTimerHook | None = None
+        self._events: Any = None
+        self._resumed: Mapping[str, Any] | None = None
+        self._failed = False
+        self._epoch = self._in_epoch = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of the events: the first line after a resume is that of the uninterrupted run."""
+        return {} if self._events is None else {"events": self._events.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the sums up when training begins."""
+        self._resumed = state["events"]
 
     def before_train(self, runner: Any) -> None:
         """Open the files, and the progress display on a terminal."""
+        self._failed = False
+        self._events = runner.events
+        if self._resumed is not None:
+            self._events.load_state_dict(self._resumed)
+            self._resumed = None
+        self._timer = next((hook for hook in runner.hooks if isinstance(hook, IterTimerHook)), None)
+        if runner.rank != 0:
+            return
         self._files = MetricFiles(runner.work_dir, runner.iter, self.tensorboard)
+        self._background = BackgroundCalls() if self.async_write else None
         console: Console = runner.console
         if console.is_terminal:
             self._display = ProgressDisplay(console, runner.max_iters)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Take over the losses; at an interval, write a line."""
-        values = dict(outputs or {})
+        """Note what the model reported; at an interval, write a line."""
+        done = runner.iter + 1
+        values = {} if outputs is None else outputs
         grad_norm = getattr(runner.optim_wrapper, "grad_norm", None)
         if grad_norm is not None:
-            values["grad_norm"] = grad_norm
-        hub = runner.message_hub
-        values.update({name: hub.get_info(name) for name in ("time", "data_time") if name in hub.runtime_info})
-        self._record.add(runner.iter + 1, values, image_paths(data_batch))
+            values = {**values, "grad_norm": grad_norm}
+        runner.events.put_scalars(values, step=done)
         if self._display is not None:
-            self._display.update(runner.iter + 1)
-        length = len(runner.train_dataloader)
-        short = self.end_of_epoch(runner.train_dataloader, batch_idx) and (
-            not self.ignore_last or length < self.interval
-        )
-        if self.every_n_inner_iters(batch_idx, self.interval) or short:
-            self._write_line(runner, batch_idx)
+            self._display.update(done)
+        self._epoch, self._in_epoch = runner.epoch + 1, batch_idx + 1
+        if self._is_due(runner, batch_idx, done):
+            self._write_line(runner, done, together=True)
 
-    def after_train_epoch(self, runner: Any) -> None:
-        """Look at the losses that get no line."""
-        self._record.read()
-        self._unwritten = []
+    def _is_due(self, runner: Any, batch_idx: int, done: int) -> bool:
+        if (batch_idx + 1) % self.interval == 0 or done >= runner.max_iters:
+            return True
+        length = len(runner.train_dataloader)
+        return batch_idx + 1 == length and (not self.ignore_last or length < self.interval)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Read what is left, so that no checkpoint is written after a loss that was not finite."""
-        self._unwritten += self._record.read()
+        """See to it that no line from before the checkpoint is lost, whatever happens to the machine."""
+        if self._files is not None:
+            self._do(self._files.sync)
 
     def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Show on a terminal how far validation is."""
@@ -100,17 +137,21 @@ class LoggerHook(Hook):
             self._display.update(runner.iter, tail=f"validating {batch_idx + 1}/{len(runner.val_dataloader)}")
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
-        """Write the metrics of a validation."""
+        """Write the metrics of a validation, at the iterations done so far."""
         numbers = scalars(metrics or {})
         # A metric per class would fill the screen; metrics.jsonl has them all.
         text = "  ".join(f"{name} {value:.4f}" for name, value in list(numbers.items())[:6])
         if not isinstance(runner._train_loop, BaseLoop):  # validation by itself has no step to put it at
             runner.logger.info("validation  %s", text)
             return
-        runner.logger.info("%s  %s", _progress(runner, runner.epoch, runner.iter), text)
-        if self._files is not None:
-            self._files.write(runner.iter, runner.epoch, numbers, "val")
-        runner.visualizer.add_scalars(numbers, step=runner.epoch if self.log_metric_by_epoch else runner.iter)
+        progress = runner.log_processor.progress(runner, runner.epoch, runner.iter)
+        runner.logger.info("%s  %s", progress, text)
+        histories = runner.events.histories()
+        for name in (*(name if "/" in name else f"val/{name}" for name in numbers), "val_time"):
+            taken = histories[name].take() if name in histories else None  # else the next line would have it again
+            if taken is not None and name == "val_time":
+                numbers["val_time"] = taken.total
+        self._write(runner, runner.iter, max(runner.epoch, 1), numbers, "val")
         if self._display is not None and numbers:
             name, value = next(iter(numbers.items()))
             self._display.update(runner.iter, tail="", metric=f"{name} {value:.4f}")
@@ -121,43 +162,106 @@ class LoggerHook(Hook):
         width = max(map(len, numbers), default=0)
         runner.logger.info("\n".join(f"{name:{width}}  {value:.4f}" for name, value in numbers.items()))
 
+    def after_train(self, runner: Any) -> None:
+        """Write what was noted since the last line."""
+        if not self._failed:
+            self._write_line(runner, runner.iter, together=True)
+
+    def on_exception(self, runner: Any, error: BaseException) -> None:
+        """Write what was noted since the last line, of this process: the others may be gone."""
+        if self._events is None:
+            return
+        self._failed = True
+        self._write_line(runner, self._events.step, together=False)
+
     def close(self, runner: Any) -> None:
         """Close the files and the display; the runner calls this also when the run ends in an error."""
         if self._display is not None:
             self._display.close()
             self._display = None
-        if self._files is not None:
-            self._files.close()
-            self._files = None
-        runner.visualizer.close()
+        if self._events is not None and not self._failed:
+            self._write_line(runner, self._events.step, together=False)  # of hooks that come later at after_train
+        files, self._files = self._files, None
+        background, self._background = self._background, None
+        self._events = None
+        try:
+            if background is not None:
+                background.close()
+        finally:
+            if files is not None:
+                files.close()
+            runner.visualizer.close()
 
-    def _write_line(self, runner: Any, batch_idx: int) -> None:
-        steps = self._unwritten + self._record.read()
-        self._unwritten = []
-        values = _means(steps)
-        values.update(_own_scalars(runner))
-        values.update(_learning_rates(runner))
-        if runner.device.type == "cuda":
-            values["memory"] = torch.cuda.max_memory_allocated(runner.device) / 2**20  # MiB; asks the host only
-        if self._files is not None:
-            self._files.write(runner.iter + 1, runner.epoch + 1, values, "train")
-        runner.visualizer.add_scalars(values, step=runner.iter + 1)
-        head = _progress(runner, runner.epoch + 1, runner.iter + 1)
-        if not isinstance(runner.train_loop, IterBasedTrainLoop):
-            head += f"  iter {batch_idx + 1}/{len(runner.train_dataloader)}"
-        tail = f"{_losses(values)}  lr {values.get('lr', 0):.4g}"
-        if "eta" in runner.message_hub.runtime_info:
-            tail += f"  eta {duration(runner.message_hub.get_info('eta'))}"
+    def _write_line(self, runner: Any, done: int, together: bool) -> None:
+        reports = self._reports(runner)
+        gathered = gather(reports) if together else [reports]
+        if runner.rank != 0 or not any(gathered):
+            return
+        lines, shown = _lines(gathered, done)
+        latest = lines.setdefault(done, {})
+        latest.update(runner.log_processor.custom(runner.events, self._in_epoch))
+        for values in (latest, shown):
+            values.update(_learning_rates(runner))
+        for step in sorted(lines):
+            self._write(runner, step, self._epoch, lines[step], "train")
+        self._write_pictures(runner)
+        processor = runner.log_processor
+        head = processor.progress(runner, self._epoch, done, self._in_epoch)
+        eta = None if self._timer is None else self._timer.eta(runner.events, runner.max_iters - done)
+        tail = processor.values(shown | {name: latest[name] for name in ("time", "data_time") if name in latest}, eta)
         # The display shows the line already; the log file keeps it in any case.
         runner.logger.info("%s  %s", head, tail, extra={"console": self._display is None})
         if self._display is not None:
-            self._display.update(runner.iter + 1, head, tail)
+            self._display.update(done, head, tail)
 
+    def _reports(self, runner: Any) -> dict[str, _Report]:
+        waited = 0.0
+        if runner.device.type == "cuda":
+            begin = time.perf_counter()
+            torch.cuda.current_stream(runner.device).synchronize()
+            waited = time.perf_counter() - begin
+            if self._timer is not None:
+                self._timer.book_wait(waited)
+        _take_from_hub(runner)
+        reports = {}
+        for name, history in runner.events.histories().items():
+            taken = history.take()
+            if taken is None:
+                continue
+            total = taken.total + waited if name == "time" else taken.total
+            shown = runner.log_processor.smoothed(name, history) if len(history) else total / taken.number
+            reports[name] = _Report(total, taken.number, None if history.smoothing else taken.step, shown)
+        if reports and runner.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(runner.device) / 2**20  # MiB; asks the host only
+            reports["memory"] = _Report(memory, 1, None, memory)
+        return reports
 
-def _progress(runner: Any, epoch: int, step: int) -> str:
-    if isinstance(runner.train_loop, IterBasedTrainLoop):
-        return f"iter {step}/{runner.max_iters}"
-    return f"epoch {epoch}/{runner.max_epochs}"
+    def _write(self, runner: Any, step: int, epoch: int, values: Mapping[str, float], prefix: str) -> None:
+        if self._files is None:
+            return
+        self._do(self._files.write, step, epoch, values, prefix)
+        if runner.log_processor.log_with_hierarchy:
+            values = {name if "/" in name else f"{prefix}/{name}": value for name, value in values.items()}
+        x = epoch if prefix == "val" and self.log_metric_by_epoch else step
+        self._do(runner.visualizer.add_scalars, dict(values), x)
+
+    def _write_pictures(self, runner: Any) -> None:
+        if self._files is None:
+            return
+        for picture in runner.events.take_images():
+            self._do(self._files.write_picture, picture)
+            pixels = picture.image.mul(255) if picture.image.is_floating_point() else picture.image
+            array = pixels.clamp(0, 255).byte().permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy()
+            # mmengine's local backend makes a file of the name.
+            self._do(runner.visualizer.add_image, picture.name.replace("/", "_"), array, picture.step)
+        for histogram in runner.events.take_histograms():
+            self._do(self._files.write_histogram, histogram)
+
+    def _do(self, function: Callable[..., Any], *args: Any) -> None:
+        if self._background is None:
+            function(*args)
+        else:
+            self._background(function, *args)
 
 
 def image_paths(data_batch: Any) -> list[str]:
@@ -166,19 +270,37 @@ def image_paths(data_batch: Any) -> list[str]:
     return [str(sample.get("img_path")) for sample in samples if hasattr(sample, "get") and "img_path" in sample]
 
 
-def _means(steps: list[StepValues]) -> dict[str, float]:
-    collected: dict[str, list[float]] = {}
-    for step in steps:
-        for name, value in step.values.items():
-            collected.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in collected.items()}
+def _lines(gathered: list[dict[str, _Report]], done: int) -> tuple[dict[int, dict[str, float]], dict[str, float]]:
+    """What all processes say together.
+
+    Args:
+        gathered: The reports of each process; one may lack names that others have.
+        done: Step of what is smoothed.
+
+    Returns:
+        Values by step, and those for the terminal.
+    """
+    names = dict.fromkeys(name for reports in gathered for name in reports)
+    lines: dict[int, dict[str, float]] = {}
+    shown = {}
+    for name in names:
+        reports = [reports[name] for reports in gathered if name in reports]
+        if name in _SLOWEST:
+            value = max(report.total / report.number for report in reports)
+            shown[name] = max(report.shown for report in reports)
+        else:
+            value = sum(report.total for report in reports) / sum(report.number for report in reports)
+            shown[name] = sum(report.shown for report in reports) / len(reports)
+        steps = [done if report.step is None else report.step for report in reports]
+        lines.setdefault(max(steps), {})[name] = value
+    return lines, shown
 
 
-def _own_scalars(runner: Any) -> dict[str, float]:
+def _take_from_hub(runner: Any) -> None:
     """Scalars that user code gave the message hub since the last line; taken out, as their history only grows."""
     history = runner.message_hub.log_scalars
-    names = [name for name in history if name.startswith("train/")]
-    return {name.removeprefix("train/"): float(history.pop(name).mean()) for name in names}
+    for name in [name for name in history if name.startswith("train/")]:
+        runner.events.put_scalar(name.removeprefix("train/"), float(history.pop(name).mean()))
 
 
 def _learning_rates(runner: Any) -> dict[str, float]:
@@ -187,14 +309,3 @@ def _learning_rates(runner: Any) -> dict[str, float]:
     if isinstance(wrapper, OptimWrapperDict):
         return {f"{name}.lr": summary_lr(one.optimizer) for name, one in wrapper.items()}
     return {"lr": summary_lr(wrapper.optimizer)}
-
-
-def _losses(values: Mapping[str, float]) -> str:
-    """``loss 0.812 (cls 0.5 bbox 0.312)``."""
-    parts = [
-        f"{name.removeprefix('loss_')} {value:.4g}"
-        for name, value in values.items()
-        if "loss" in name and name not in _NOT_IN_LINE
-    ]
-    total = f"loss {values['loss']:.4g}" if "loss" in values else "loss ?"
-    return f"{total} ({' '.join(parts)})" if parts else total

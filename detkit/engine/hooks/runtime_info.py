@@ -1,11 +1,13 @@
-"""What parts without access to the runner may ask the message hub: epoch, iteration, stage."""
+"""What parts without access to the runner may ask: epoch, iteration, stage, the step of what is noted."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine import hooks as mmengine_hooks
 
+from detkit.engine.metric_files import scalars
 from detkit.registry import HOOKS
 
 __all__ = ["RuntimeInfoHook"]
@@ -13,7 +15,8 @@ __all__ = ["RuntimeInfoHook"]
 
 @HOOKS.register_module()
 class RuntimeInfoHook(mmengine_hooks.RuntimeInfoHook):
-    """Keeps ``epoch``, ``iter``, ``max_epochs``, ``max_iters``, ``loop_stage`` and ``dataset_meta`` up to date.
+    """Keeps the message hub's ``epoch``, ``iter``, ``max_epochs``, ``max_iters``, ``loop_stage`` and
+    ``dataset_meta``, and the step of the event storage, up to date.
 
     mmengine's hook also reads every loss at every iteration, waits for the device each time, and appends to a
     history that grows for the whole run; losses are ``LoggerHook``'s here, which reads once per interval.
@@ -26,9 +29,24 @@ class RuntimeInfoHook(mmengine_hooks.RuntimeInfoHook):
             runner.message_hub.update_info(key, value)
         self.last_loop_stage = None
 
+    def before_train(self, runner: Any) -> None:
+        """Note where the run starts."""
+        super().before_train(runner)
+        runner.events.step = runner.iter
+
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Note the iteration."""
         runner.message_hub.update_info("iter", runner.iter)
+        runner.events.step = runner.iter + 1
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Leave the losses where they are."""
+
+    def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
+        """Note the metrics that are numbers as events; one without a prefix of its own gets ``val/``."""
+        numbers = scalars(metrics or {})
+        named = {name if "/" in name else f"val/{name}": value for name, value in numbers.items()}
+        runner.events.put_scalars(named, smoothing=False)
+
+    def after_test_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
+        """Leave the metrics to what the test returns."""
