@@ -16,6 +16,7 @@ from detkit.engine.hooks import (
     PreemptionHook,
     RuntimeInfoHook,
 )
+from detkit.engine.log_processor import LogProcessor
 from detkit.engine.loops import EpochBasedTrainLoop, IterBasedTrainLoop
 from detkit.engine.optim import (
     AmpOptimWrapper,
@@ -37,6 +38,7 @@ __all__ = [
     "IterBasedTrainLoop",
     "IterTimerHook",
     "LearningRateDecayOptimizerConstructor",
+    "LogProcessor",
     "LoggerHook",
     "MultiDatasetTestLoop",
     "MultiDatasetValLoop",

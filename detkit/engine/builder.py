@@ -22,11 +22,13 @@ from torch.utils.data import DataLoader
 
 from detkit.engine.dataloader import build_dataloader
 from detkit.engine.hooks.hook import overridden_stages
+from detkit.engine.log_processor import LogProcessor
 from detkit.engine.schedulers import build_schedulers
 from detkit.engine.seeding import derive_seed, seed_everything
 from detkit.registry import (
     EVALUATOR,
     HOOKS,
+    LOG_PROCESSORS,
     LOOPS,
     METRICS,
     MODELS,
@@ -43,6 +45,7 @@ _DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
     "timer": {"type": "IterTimerHook"},
     "sampler_seed": {"type": "DistSamplerSeedHook"},
     "logger": {"type": "LoggerHook"},
+    "invalid_loss": {"type": "CheckInvalidLossHook"},
     "param_scheduler": {"type": "ParamSchedulerHook"},
     "checkpoint": {"type": "CheckpointHook", "interval": 1},
     "preemption": {"type": "PreemptionHook"},
@@ -244,6 +247,19 @@ class PartBuilder(mmengine_runner.Runner):
             max_iters=self.max_iters if known else None,
             epoch_length=len(self.train_dataloader),
         )
+
+    def build_log_processor(self, log_processor: LogProcessor | Mapping[str, Any] | None) -> LogProcessor:
+        """Build what makes the lines of the log; mmengine's reads a history that is not kept here."""
+        if log_processor is not None and not isinstance(log_processor, LogProcessor):
+            with building("log_processor", log_processor):
+                log_processor = LOG_PROCESSORS.build({"type": "LogProcessor", **log_processor})
+        log_processor = LogProcessor() if log_processor is None else log_processor
+        if not isinstance(log_processor, LogProcessor):
+            raise TypeError(
+                f"log_processor: a detkit.engine.LogProcessor, or a class derived from it, was expected, got a "
+                f"{type(log_processor).__module__}.{type(log_processor).__name__}"
+            )
+        return log_processor
 
     def build_visualizer(self, visualizer: Visualizer | dict[str, Any] | None = None) -> Visualizer:
         """Under the run's name: by the config's, a second run in a process would get the first one's."""

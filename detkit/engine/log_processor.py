@@ -15,7 +15,7 @@ from detkit.registry import LOG_PROCESSORS, check_keys
 
 __all__ = ["LogProcessor"]
 
-_STATISTICS = {"mean": np.mean, "median": np.median, "max": np.max, "min": np.min}
+_STATISTICS: dict[str, Any] = {"mean": np.mean, "median": np.median, "max": np.max, "min": np.min}
 _NOT_LOSSES = {"loss", "lr", "time", "data_time", "hook_time", "memory"}
 
 
@@ -110,7 +110,7 @@ class LogProcessor:
             shown.append(f"lr {values['lr']:.{digits}g}")
         if eta is not None:
             shown.append(f"eta {duration(eta)}")
-        shown += [f"{name} {values[name]:.{digits}g}" for name in ("time", "data_time", "hook_time") if name in values]
+        shown += [f"{name} {values[name]:.{digits}g}" for name in ("time", "data_time") if name in values]
         if "memory" in values:
             shown.append(f"memory {values['memory']:.0f}")
         others = (name for name in values if "loss" not in name and name not in _NOT_LOSSES)

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
@@ -41,19 +41,29 @@ class MetricFiles:
         folder: The work directory.
         step: Iterations done when the run starts or goes on. At 0 the numbers of an earlier run in the same
             folder are put aside as ``metrics_<time>.jsonl``. Else what an earlier run wrote beyond that step is
-            discarded at the first number, as those steps are made again.
+            discarded, as those steps are made again.
+        size: Bytes of ``metrics.jsonl`` at the checkpoint the run goes on from, if known; what came later goes too.
         tensorboard: Whether to write events.
     """
 
-    def __init__(self, folder: str | Path, step: int = 0, tensorboard: bool = True) -> None:
+    def __init__(self, folder: str | Path, step: int = 0, tensorboard: bool = True, size: int | None = None) -> None:
         self._path = Path(folder) / "metrics.jsonl"
         self._events = Path(folder) / "tensorboard" if tensorboard else None
         self._step = step
         self._file: IO[str] | None = None
         self._writer: SummaryWriter | None = None
-        if step == 0 and self._path.exists():
+        if not self._path.exists():
+            return
+        if step == 0:
             written = time.strftime("%Y%m%d_%H%M%S", time.localtime(self._path.stat().st_mtime))
             self._path.rename(self._path.with_name(f"metrics_{written}.jsonl"))
+        else:
+            _drop_lines(self._path, step, size)
+
+    @property
+    def size(self) -> int:
+        """Bytes of ``metrics.jsonl`` so far."""
+        return self._path.stat().st_size if self._path.exists() else 0
 
     def write(self, step: int, epoch: int, values: Mapping[str, float], prefix: str) -> None:
         """Add one line.
@@ -67,7 +77,7 @@ class MetricFiles:
         line: dict[str, float | None] = {"step": step, "epoch": epoch}
         line.update({name: value if math.isfinite(value) else None for name, value in values.items()})
         if self._file is None:
-            self._file = self._open(line)
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - open until the run ends
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         writer = self._tensorboard()
@@ -122,28 +132,19 @@ class MetricFiles:
             self._writer.close()
             self._writer = None
 
-    def _open(self, line: Mapping[str, Any]) -> IO[str]:
-        # A validation that belongs to the very step is made again by a run that goes on from there.
-        def superseded(old: Mapping[str, Any]) -> bool:
-            return old["step"] > self._step or (old["step"] == line["step"] and old.keys() == line.keys())
-
-        _drop_lines(self._path, superseded)
-        return open(self._path, "a", encoding="utf-8")
-
     def _tensorboard(self) -> SummaryWriter | None:
         if self._writer is None and self._events is not None:
             self._writer = _event_writer(self._events, self._step)
         return self._writer
 
 
-def _drop_lines(path: Path, superseded: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Take out superseded lines, and what a killed run left after the last line break."""
-    if not path.exists():
-        return
-    text = path.read_text(encoding="utf-8")
+def _drop_lines(path: Path, step: int, size: int | None) -> None:
+    """Take out lines of later steps and beyond ``size``, and what a killed run left after the last line break."""
+    data = path.read_bytes()
+    text = data[:size].decode("utf-8", errors="ignore")  # the cut may go through a character
     lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
-    kept = "".join(line for line in lines if not superseded(_parsed(line)))
-    if kept != text:
+    kept = "".join(line for line in lines if _parsed(line)["step"] <= step)
+    if kept.encode() != data:
         write_text(path, kept)
 
 

@@ -78,29 +78,40 @@ class LoggerHook(Hook):
         self._display: ProgressDisplay | None = None
         self._timer: IterTimerHook | None = None
         self._events: Any = None
-        self._resumed: Mapping[str, Any] | None = None
+        self._resumed: Mapping[str, Any] = {}
         self._failed = False
         self._epoch = self._in_epoch = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums of the events: the first line after a resume is that of the uninterrupted run."""
-        return {} if self._events is None else {"events": self._events.state_dict()}
+        """Sums of the events and the size of ``metrics.jsonl``: a resumed run writes the lines that it would have
+        written without the interruption.
+        """
+        if self._files is None:
+            return {}
+        if self._background is not None:
+            self._background.wait()
+        self._files.sync()
+        sums = self._events.state_dict()
+        # Times are those of one process on one machine.
+        return {
+            "events": {name: state for name, state in sums.items() if not name.endswith("time")},
+            "size": self._files.size,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the sums up when training begins."""
-        self._resumed = state["events"]
+        """Take the state up when training begins."""
+        self._resumed = state
 
     def before_train(self, runner: Any) -> None:
         """Open the files, and the progress display on a terminal."""
         self._failed = False
         self._events = runner.events
-        if self._resumed is not None:
-            self._events.load_state_dict(self._resumed)
-            self._resumed = None
+        resumed, self._resumed = self._resumed or {}, {}
+        self._events.load_state_dict(resumed.get("events", {}))
         self._timer = next((hook for hook in runner.hooks if isinstance(hook, IterTimerHook)), None)
         if runner.rank != 0:
             return
-        self._files = MetricFiles(runner.work_dir, runner.iter, self.tensorboard)
+        self._files = MetricFiles(runner.work_dir, runner.iter, self.tensorboard, resumed.get("size"))
         self._background = BackgroundCalls() if self.async_write else None
         console: Console = runner.console
         if console.is_terminal:
@@ -126,15 +137,12 @@ class LoggerHook(Hook):
         length = len(runner.train_dataloader)
         return batch_idx + 1 == length and (not self.ignore_last or length < self.interval)
 
-    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """See to it that no line from before the checkpoint is lost, whatever happens to the machine."""
-        if self._files is not None:
-            self._do(self._files.sync)
-
     def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Show on a terminal how far validation is."""
         if self._display is not None:
-            self._display.update(runner.iter, tail=f"validating {batch_idx + 1}/{len(runner.val_dataloader)}")
+            loaders = runner.val_dataloader
+            total = sum(map(len, loaders)) if isinstance(loaders, list) else len(loaders)
+            self._display.update(runner.iter, tail=f"validating {batch_idx + 1}/{total}")
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
         """Write the metrics of a validation, at the iterations done so far."""
@@ -223,6 +231,9 @@ class LoggerHook(Hook):
             if self._timer is not None:
                 self._timer.book_wait(waited)
         _take_from_hub(runner)
+        scale = getattr(runner.optim_wrapper, "loss_scale", None)
+        if scale is not None:
+            runner.events.put_scalar("grad_scale", scale, smoothing=False)
         reports = {}
         for name, history in runner.events.histories().items():
             taken = history.take()
