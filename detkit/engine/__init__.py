@@ -5,16 +5,23 @@ from detkit.engine.distributed import launch
 from detkit.engine.dry_run import dry_run
 from detkit.engine.evaluation import MultiDatasetTestLoop, MultiDatasetValLoop, TestLoop, ValLoop
 from detkit.engine.hooks import (
+    CallbackHook,
     ChannelsLastHook,
     CheckInvalidLossHook,
     CheckpointHook,
+    CudaMemoryHook,
     DetVisualizationHook,
+    EarlyStoppingHook,
+    EvalFunctionHook,
+    ExpectedResultsHook,
     Hook,
     IterTimerHook,
     LoggerHook,
+    MemoryProfilerHook,
     Preempted,
     PreemptionHook,
     RuntimeInfoHook,
+    TorchProfilerHook,
 )
 from detkit.engine.log_processor import LogProcessor
 from detkit.engine.loops import EpochBasedTrainLoop, IterBasedTrainLoop
@@ -28,18 +35,24 @@ from detkit.engine.runner import Runner
 
 __all__ = [
     "AmpOptimWrapper",
+    "CallbackHook",
     "ChannelsLastHook",
     "CheckInvalidLossHook",
     "CheckpointHook",
+    "CudaMemoryHook",
     "DefaultOptimWrapperConstructor",
     "DetVisualizationHook",
+    "EarlyStoppingHook",
     "EpochBasedTrainLoop",
+    "EvalFunctionHook",
+    "ExpectedResultsHook",
     "Hook",
     "IterBasedTrainLoop",
     "IterTimerHook",
     "LearningRateDecayOptimizerConstructor",
     "LogProcessor",
     "LoggerHook",
+    "MemoryProfilerHook",
     "MultiDatasetTestLoop",
     "MultiDatasetValLoop",
     "OptimWrapper",
@@ -48,6 +61,7 @@ __all__ = [
     "Runner",
     "RuntimeInfoHook",
     "TestLoop",
+    "TorchProfilerHook",
     "ValLoop",
     "dry_run",
     "launch",

@@ -13,10 +13,16 @@ from detkit.engine import Runner
 
 @pytest.fixture
 def make_runner(tmp_path) -> Callable[..., Runner]:
-    """Builds a runner of the toy run, in ``tmp_path / name``."""
+    """Builds a runner of the toy run, in ``tmp_path / name``; ``custom_hooks`` may also be hooks that are built."""
 
     def make(name: str = "run", **changes: Any) -> Runner:
         torch.set_num_threads(1)
-        return Runner.from_cfg(Config(toy_config(tmp_path / name, **changes)))
+        hooks = changes.pop("custom_hooks", [])
+        changes["custom_hooks"] = [hook for hook in hooks if isinstance(hook, dict)]
+        runner = Runner.from_cfg(Config(toy_config(tmp_path / name, **changes)))
+        for hook in hooks:
+            if not isinstance(hook, dict):
+                runner.register_hook(hook)
+        return runner
 
     return make
