@@ -36,6 +36,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--deterministic", action="store_true", help="use algorithms that repeat to the bit")
     parser.add_argument("--amp", action="store_true", help="mixed precision: float16 on CUDA, bfloat16 on a CPU")
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate, and what is counted in iterations, to the batch size (config: auto_scale_lr)",
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:<index> (default: the config's, else CUDA if present)")
     parser.add_argument("--seed", type=int, help="of every random number (default: the config's, else 0)")
     parser.add_argument(
@@ -63,6 +68,12 @@ def configure(args: argparse.Namespace) -> Any:
         cfg.randomness = {**cfg.get("randomness", {}), "seed": args.seed}
     if args.deterministic:
         cfg.randomness = {**cfg.get("randomness", {}), "deterministic": True}
+    if args.auto_scale_lr:
+        if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):
+            raise KeyError(
+                "--auto-scale-lr needs auto_scale_lr.base_batch_size in the config: the batch size it is for"
+            )
+        cfg.auto_scale_lr.enable = True
     if args.amp:
         kind = cfg.optim_wrapper.get("type", "OptimWrapper")
         if kind not in ("OptimWrapper", "AmpOptimWrapper"):

@@ -164,7 +164,7 @@ RUN = _fields(
     test_evaluator=_METRICS,
     optim_wrapper=_OPTIM_WRAPPER,
     param_scheduler=_built("PARAM_SCHEDULERS", extra=("convert_to_iter_based",), untyped=Fields(None, _SCHEDULER)),
-    auto_scale_lr=_fields("enable", "base_batch_size"),
+    auto_scale_lr=_fields("enable", "base_batch_size", "base_accumulative_counts", "scale_schedule"),
     default_hooks=_fields(
         timer=_HOOK,
         logger=_HOOK,

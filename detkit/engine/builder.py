@@ -7,6 +7,7 @@ not named.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from mmengine import runner as mmengine_runner
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.model import revert_sync_batchnorm
-from mmengine.optim import OptimWrapper, _ParamScheduler
+from mmengine.optim import OptimWrapper, OptimWrapperDict, _ParamScheduler
 from mmengine.runner import BaseLoop
 from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader
 
+from detkit.engine.auto_scale import base_batch
 from detkit.engine.dataloader import build_dataloader
 from detkit.engine.hooks.hook import overridden_stages
 from detkit.engine.log_processor import LogProcessor
@@ -35,7 +37,6 @@ from detkit.registry import (
     OPTIM_WRAPPER_CONSTRUCTORS,
     VISUALIZERS,
     building,
-    check_keys,
 )
 
 __all__ = ["PartBuilder"]
@@ -225,18 +226,21 @@ class PartBuilder(mmengine_runner.Runner):
             return constructor(self.model)
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: Mapping[str, Any] | None = None) -> None:
-        """Scale learning rates by batch size; mmengine forgets that accumulated iterations make a larger batch."""
-        check_keys(auto_scale_lr, {"enable", "base_batch_size"}, "auto_scale_lr")
-        if not auto_scale_lr or not auto_scale_lr.get("enable", False):
+        """Scale learning rates by batch size, of a runner that was not made from a config, which is scaled before.
+
+        mmengine forgets that accumulated iterations make a larger batch, and the rate that is logged.
+        """
+        base = base_batch(auto_scale_lr)
+        if base is None:
             return
-        if "base_batch_size" not in auto_scale_lr:
-            raise KeyError("auto_scale_lr.base_batch_size is missing: the batch size that the learning rate is for")
         per_step = getattr(optim_wrapper, "_accumulative_counts", 1) * self.world_size
         batch_size = self.train_dataloader.batch_sampler.batch_size * per_step
-        factor = batch_size / auto_scale_lr["base_batch_size"]
-        for group in optim_wrapper.optimizer.param_groups:
-            group["lr"] *= factor
-        self.logger.info("learning rate scaled by %.4g: batch of %d images", factor, batch_size)
+        if batch_size == base:
+            return
+        wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
+        for group in chain.from_iterable(wrapper.param_groups for wrapper in wrappers):
+            group["lr"] *= batch_size / base
+        self.logger.info("learning rate scaled by %.4g: batch of %d images", batch_size / base, batch_size)
 
     def _build_param_scheduler(self, scheduler: Any, optim_wrapper: OptimWrapper) -> list[_ParamScheduler]:
         known = isinstance(self._train_loop, BaseLoop)

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from detkit.config import dump
+from detkit.engine.auto_scale import auto_scale_cfg, expected_world_size, other_batch, scaled_values
 from detkit.engine.builder import PartBuilder
 from detkit.engine.checkpoint import (
     load_checkpoint_file,
@@ -95,7 +96,12 @@ class Runner(PartBuilder):
         # mmengine hands on its own defaults for absent keys.
         cfg.setdefault("default_scope", "detkit")
         cfg.setdefault("randomness", {"seed": 0})
-        return super().from_cfg(cfg)
+        world_size = expected_world_size(cfg.get("launcher", "none"))
+        scaled = scaled_values(cfg, world_size)
+        runner = super().from_cfg(auto_scale_cfg(cfg, world_size))
+        for value in scaled:
+            runner.logger.info("auto_scale_lr: %s", value)
+        return runner
 
     @cached_property
     def config_text(self) -> str:
@@ -280,6 +286,9 @@ class Runner(PartBuilder):
         if self.param_schedulers is not None:
             self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
         restore(self, *self._checkpoint_to_resume)
+        batch = other_batch(self.cfg, self._checkpoint_to_resume[0]["meta"].get("cfg", ""))
+        if batch is not None:
+            self.logger.warning(batch)
         self._checkpoint_to_resume = None  # free the memory
         self._has_loaded = True
         self.logger.info("resumed from %s: epoch %d, iteration %d", filename, self.epoch, self.iter)
