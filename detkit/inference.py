@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from detkit import config as configs
-from detkit.engine.checkpoint import load_checkpoint_file, load_weights
+from detkit.checkpoints import load_checkpoint_file, load_weights
 from detkit.engine.environment import select_device
 from detkit.engine.labels import check_heads, classes_of
 from detkit.registry import MODELS, TRANSFORMS, building

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from detkit import config as configs
+from detkit.checkpoints import save_checkpoint_file
 from detkit.datasets.shapes import generate
-from detkit.engine.checkpoint import save_checkpoint_file
 from detkit.inference import Detections, DetInferencer
 from detkit.registry import DATASETS, MODELS
 

@@ -59,8 +59,8 @@ def show_classes(evaluator: dict[str, Any]) -> None:
 
 
 def test(args: argparse.Namespace) -> None:
+    from detkit.checkpoints import load_checkpoint_file, write_text
     from detkit.engine import Runner
-    from detkit.engine.checkpoint import load_checkpoint_file, write_text
 
     cfg = configure(args)
     load_checkpoint_file(args.checkpoint)  # a wrong file is refused before data and model are built

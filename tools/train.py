@@ -85,6 +85,7 @@ def configure(args: argparse.Namespace) -> Any:
 def train(args: argparse.Namespace) -> None:
     from detkit.engine import Runner, dry_run
     from detkit.engine.console import duration
+    from detkit.engine.hooks.checkpoint import CheckpointHook, checkpoint_folder
     from detkit.visualization.curves import plot_run
 
     if args.dry_run:
@@ -95,11 +96,13 @@ def train(args: argparse.Namespace) -> None:
     runner.train()
     folder = Path(runner.work_dir)
     lines = [f"trained to epoch {runner.epoch}, iteration {runner.iter}, in {duration(time.perf_counter() - start)}"]
-    for metric, best in (runner.message_hub.get_info("best") or {}).items():
-        lines.append(f"best      {metric} {best['score']:.4f} at epoch {best['epoch']}: {folder / best['file']}")
-    pointer = folder / "last_checkpoint"
+    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+    for metric, best in [item for hook in hooks for item in hook.best.items()]:
+        path = hooks[0].folder(runner) / best["file"]
+        lines.append(f"best      {metric} {best['score']:.4f} at epoch {best['epoch']}: {path}")
+    pointer = checkpoint_folder(runner) / "last_checkpoint"
     if pointer.is_file():
-        lines.append(f"last      {folder / pointer.read_text()}")
+        lines.append(f"last      {pointer.with_name(pointer.read_text())}")
     lines.append(f"metrics   {folder / 'metrics.jsonl'}")
     if (folder / "tensorboard").is_dir():
         lines.append(f"          tensorboard --logdir {folder / 'tensorboard'}")

@@ -1,6 +1,6 @@
 """Running: the runner, its loops, hooks, optimizers and checkpoints."""
 
-from detkit.engine.checkpoint import load_checkpoint_file, load_weights, save_checkpoint_file
+from detkit.checkpoints import load_checkpoint_file, load_weights, save_checkpoint_file
 from detkit.engine.distributed import launch
 from detkit.engine.dry_run import dry_run
 from detkit.engine.evaluation import MultiDatasetTestLoop, MultiDatasetValLoop, TestLoop, ValLoop

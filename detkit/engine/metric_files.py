@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from detkit.engine.checkpoint import write_text
+from detkit.checkpoints import write_text
 from detkit.events import Histogram, Picture
 
 if TYPE_CHECKING:

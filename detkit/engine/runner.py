@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -15,20 +15,22 @@ from mmengine.runner import BaseLoop
 from rich.console import Console
 from torch import nn
 
-from detkit.config import dump
-from detkit.engine.auto_scale import auto_scale_cfg, expected_world_size, other_batch, scaled_values
-from detkit.engine.builder import PartBuilder
-from detkit.engine.checkpoint import (
+from detkit.checkpoints import (
+    from_rank0,
     load_checkpoint_file,
     load_weights,
+    newest_intact,
     open_checkpoint,
-    resume_candidates,
     save_checkpoint_file,
     write_text,
 )
+from detkit.config import dump
+from detkit.engine.auto_scale import auto_scale_cfg, expected_world_size, other_batch, scaled_values
+from detkit.engine.builder import PartBuilder
 from detkit.engine.console import use_console
 from detkit.engine.environment import describe_environment, require_writable, select_device
 from detkit.engine.evaluation import EvaluationPart, evaluation_parts
+from detkit.engine.hooks.checkpoint import checkpoint_folder
 from detkit.engine.labels import check_heads, check_metric, check_same_classes, class_difference, classes_of, label_map
 from detkit.engine.state import capture, check_resumable, restore
 from detkit.events import EventStorage
@@ -235,11 +237,13 @@ class Runner(PartBuilder):
         if not self._resume:
             return
         if not isinstance(self._resume, bool):
-            checkpoint = load_checkpoint_file(self._resume)
+            checkpoint = load_checkpoint_file(self._resume, broadcast_from_rank0=True)
             check_resumable(checkpoint, str(self._resume))
             self._checkpoint_to_resume = (checkpoint, str(self._resume))
         else:
-            self._checkpoint_to_resume = self._newest_intact()
+            folder = checkpoint_folder(self)
+            # One process looks: on several machines, the others may see other files, or none.
+            self._checkpoint_to_resume = from_rank0(lambda: newest_intact(folder, check_resumable, self.logger.warning))
         if self._checkpoint_to_resume is None:
             start = f"the weights of {self._load_from}" if self._load_from else "scratch"
             self.logger.warning("no checkpoint to resume from in %s: starting from %s", self.work_dir, start)
@@ -248,17 +252,6 @@ class Runner(PartBuilder):
         if seed != self._seed:
             self.logger.warning("the run was started with seed %s, and goes on with it, not with %s", seed, self._seed)
             self._seed = seed
-
-    def _newest_intact(self) -> tuple[dict[str, Any], str] | None:
-        for path in resume_candidates(self.work_dir):
-            try:
-                checkpoint = load_checkpoint_file(path)
-                check_resumable(checkpoint, str(path))
-            except ValueError as error:
-                self.logger.warning("%s; trying the one before it", error)
-            else:
-                return checkpoint, str(path)
-        return None
 
     def load_or_resume(self) -> None:
         """Go on from the checkpoint found, or load ``load_from``: all of it for an evaluation by itself."""
@@ -279,7 +272,7 @@ class Runner(PartBuilder):
         position whatever they are, and restores no random numbers.
         """
         if self._checkpoint_to_resume is None or self._checkpoint_to_resume[1] != filename:
-            checkpoint = load_checkpoint_file(filename)
+            checkpoint = load_checkpoint_file(filename, broadcast_from_rank0=True)
             check_resumable(checkpoint, filename)
             self._checkpoint_to_resume = (checkpoint, filename)
         self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
@@ -293,11 +286,18 @@ class Runner(PartBuilder):
         self._has_loaded = True
         self.logger.info("resumed from %s: epoch %d, iteration %d", filename, self.epoch, self.iter)
 
-    def load_checkpoint(self, filename: str, map_location: Any = "cpu", strict: bool = False) -> dict[str, Any]:
-        """Load weights from a file or URL, and say what did not fit."""
-        checkpoint = open_checkpoint(filename, map_location)
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: Any = "cpu",
+        strict: bool = False,
+        revise_keys: Sequence[tuple[str, str]] = (),
+        key_matching: str | None = None,
+    ) -> dict[str, Any]:
+        """Load weights from a file or URL, and say what did not fit; see ``detkit.checkpoints.load_weights``."""
+        checkpoint = open_checkpoint(filename, map_location, broadcast_from_rank0=True)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        report = load_weights(_inner(self.model), checkpoint, strict=strict)
+        report = load_weights(_inner(self.model), checkpoint, strict, revise_keys, key_matching)
         self._has_loaded = True
         level = self.logger.info if report.complete else self.logger.warning
         level("%s: %s", filename, report)

@@ -13,7 +13,7 @@ from mmengine.optim import OptimWrapperDict
 from torch import Tensor
 
 import detkit
-from detkit.engine.checkpoint import load_weights
+from detkit.checkpoints import load_weights
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.labels import check_same_classes, classes_of, label_map
 from detkit.engine.schedulers import restore_schedulers, schedulers_state

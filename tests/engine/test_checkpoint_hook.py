@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from engine.engine_toys import toy_config
 
-from detkit.engine import checkpoint as files
+from detkit.checkpoints import files
 from detkit.engine import load_checkpoint_file
 from detkit.engine.hooks import CheckpointHook
 
@@ -21,6 +21,10 @@ def run(make_runner, name="run", epochs=4, values=(0.1, 0.3, 0.2, 0.25), resume=
     return runner
 
 
+def best_of(runner):
+    return next(hook for hook in runner.hooks if isinstance(hook, CheckpointHook)).best
+
+
 def names(runner) -> set[str]:
     return {path.name for path in Path(runner.work_dir).glob("*.pth")}
 
@@ -31,7 +35,7 @@ def test_the_best_is_kept_and_earlier_ones_are_not(make_runner):
     best = load_checkpoint_file(Path(runner.work_dir, "best_toy_mAP_epoch_2.pth"))
     assert best["meta"]["metric"] == {"toy/mAP": 0.3}
     assert "optimizer" not in best
-    assert runner.message_hub.get_info("best")["toy/mAP"]["score"] == 0.3
+    assert best_of(runner)["toy/mAP"]["score"] == 0.3
 
 
 @pytest.mark.parametrize(
@@ -59,7 +63,7 @@ def test_best_is_remembered_by_a_resumed_run(make_runner):
     run(make_runner, epochs=2, values=(0.5, 0.1), save_best="toy/mAP")
     runner = run(make_runner, epochs=4, values=(0.1, 0.3, 0.4), save_best="toy/mAP", resume=True)
     assert "best_toy_mAP_epoch_1.pth" in names(runner)
-    assert runner.message_hub.get_info("best")["toy/mAP"]["score"] == 0.5
+    assert best_of(runner)["toy/mAP"]["score"] == 0.5
 
 
 def test_validation_by_itself_saves_nothing(make_runner):
@@ -67,12 +71,24 @@ def test_validation_by_itself_saves_nothing(make_runner):
     runner = make_runner(default_hooks=hooks)
     assert "toy/mAP" in runner.val()
     assert names(runner) == set()
-    assert runner.message_hub.get_info("best") is None
+    assert best_of(runner) == {}
 
 
-def test_an_unknown_metric_is_named_with_the_nearest(make_runner):
+def test_a_missing_metric_is_warned_of_once_or_an_error(make_runner, capfd):
+    """mmengine ends the training with a KeyError after its first epoch."""
+    runner = run(make_runner, "lenient", save_best=["toy/map_50", "toy/mAP"])
+    assert capfd.readouterr().err.count("the evaluator gives no 'toy/map_50'; did you mean 'toy/mAP'") == 1
+    assert best_of(runner).keys() == {"toy/mAP"}
     with pytest.raises(KeyError, match=r"save_best: the evaluator gives no 'toy/map_50'; did you mean 'toy/mAP'"):
-        run(make_runner, save_best="toy/map_50")
+        run(make_runner, "strict", save_best="toy/map_50", strict=True)
+
+
+def test_a_metric_that_cannot_come_is_named_before_training(make_runner, capfd):
+    with pytest.raises(KeyError, match=r"no metric of val_evaluator gives 'coco/mAP'; did you mean 'toy/mAP'"):
+        run(make_runner, save_best="coco/mAP", strict=True)
+    assert "epoch 1" not in capfd.readouterr().err
+    run(make_runner, "lenient", epochs=1, save_best="mAP")
+    assert capfd.readouterr().err.count("save_best: no metric of val_evaluator gives 'mAP'; did you mean") == 1
 
 
 def test_interval_and_last(make_runner):

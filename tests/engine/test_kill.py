@@ -20,8 +20,8 @@ import torch
 from engine.engine_toys import toy_config
 from mmengine.config import Config
 
+from detkit.checkpoints import resume_candidates
 from detkit.engine import Hook, Runner, load_checkpoint_file
-from detkit.engine.checkpoint import resume_candidates
 
 ITERATIONS = 16
 KINDS: dict[str, dict[str, Any]] = {

@@ -5,8 +5,8 @@ import torch
 import torchvision
 from torch import nn
 
+from detkit.checkpoints import load_checkpoint_file, open_checkpoint
 from detkit.models import FPN, ResNet
-from detkit.models.pretrained import load_checkpoint_file, load_torchvision
 
 
 def test_resnet_is_torchvisions():
@@ -95,7 +95,7 @@ def test_weights_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.pth: no such checkpoint file"):
         network.init_weights()
     with pytest.raises(ValueError, match="torchvision has no weights 'torchvision://resnet51'"):
-        load_torchvision("torchvision://resnet51")
+        open_checkpoint("torchvision://resnet51")
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,14 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import distributed
 
-from detkit.engine.checkpoint import write_text
 from detkit.engine.distributed import get_cpu_group, is_distributed
+from detkit.engine.hooks.checkpoint import save_between
 from detkit.engine.hooks.hook import Hook
 from detkit.registry import HOOKS
 
@@ -106,7 +105,5 @@ class PreemptionHook(Hook):
 
 def _save(runner: Any, iteration: int) -> None:
     name = f"iter_{iteration}.pth"
-    runner.save_checkpoint(runner.work_dir, name, meta={"epoch": runner.epoch, "iter": iteration})
-    if runner.rank == 0:
-        write_text(Path(runner.work_dir, "last_checkpoint"), name)
+    save_between(runner, name, {"epoch": runner.epoch, "iter": iteration})
     runner.logger.warning("asked to end: saved %s; resume with --resume", name)

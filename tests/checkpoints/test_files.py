@@ -6,6 +6,7 @@ import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -13,14 +14,13 @@ import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from detkit.engine.checkpoint import (
+from detkit.checkpoints import (
     load_checkpoint_file,
     load_weights,
     resume_candidates,
     save_checkpoint_file,
     to_plain,
 )
-from detkit.models import pretrained
 
 
 class Evil:
@@ -139,17 +139,19 @@ def test_code_behind_a_url_is_not_run(tmp_path, monkeypatch):
     trace = tmp_path / "was_here"
     torch.save({"x": Evil(trace)}, tmp_path / "x.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    with pytest.raises(pickle.UnpicklingError):
-        pretrained._load_from_url((tmp_path / "x.pth").as_uri())
-    assert not trace.exists()
+    monkeypatch.setattr(torch.hub, "urlopen", lambda request: urlopen((tmp_path / "x.pth").as_uri()))
     for name in ("http://host/x.pth", "https://host/x.pth"):
-        assert CheckpointLoader._get_checkpoint_loader(name) is pretrained._load_from_url
+        with pytest.raises(ValueError, match="would run code"):
+            CheckpointLoader.load_checkpoint(name)
+    assert not trace.exists()
 
 
 def test_load_weights_reports_what_does_not_fit(tmp_path):
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    state = {"module.0.weight": torch.ones(3, 2), "0.bias": torch.ones(4), "9.weight": torch.ones(1)}
+    state = {"module.0.weight": torch.ones(3, 2), "module.0.bias": torch.ones(4), "module.9.weight": torch.ones(1)}
     save_checkpoint_file({"state_dict": state}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="no tensor of it fits"):  # not all names have the prefix
+        load_weights(nn.Sequential(nn.Linear(2, 3)), {"module.0.weight": torch.ones(3, 2), "9.bias": torch.ones(1)})
     report = load_weights(model, tmp_path / "x.pth")
     assert report.loaded == 1
     assert report.missing == ["1.weight", "1.bias"]
@@ -170,7 +172,7 @@ def test_load_weights_strict_changes_nothing_and_foreign_weights_are_refused():
 
 
 def test_resume_candidates_follow_last_checkpoint(tmp_path):
-    for name in ("epoch_9.pth", "epoch_10.pth", "epoch_11.pth", "best_mAP_epoch_12.pth", "weights.pth"):
+    for name in ("epoch_9.pth", "epoch_10.pth", "epoch_11.pth", "best_mAP_epoch_12.pth"):
         (tmp_path / name).touch()
     names = [path.name for path in resume_candidates(tmp_path)]
     assert names == ["epoch_11.pth", "epoch_10.pth", "epoch_9.pth"]

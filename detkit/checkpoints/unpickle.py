@@ -1,0 +1,212 @@
+"""Which names a pickle may use: those of plain data, and harmless stand-ins for classes that frameworks leave behind.
+
+Nothing else is looked up, so nothing else runs. The same table serves ``torch.load(weights_only=True)`` and plain
+pickles. Stand-ins are made anew for each file: a file that tampers with them reaches no other.
+"""
+
+from __future__ import annotations
+
+import codecs
+import pickle
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["StructureUnpickler", "load_pickle", "only_data", "stand_ins_allowed"]
+
+# numpy moved its private modules in 2.0; files name either.
+_NUMPY_CORES = ("numpy.core", "numpy._core")
+_lock = threading.Lock()
+
+
+class _Foreign:
+    """An object of another framework, of which only the attributes are kept."""
+
+    def __new__(cls, *_args: Any) -> _Foreign:
+        return super().__new__(cls)
+
+    def __init__(self, *_args: Any) -> None:
+        """Nothing is made of the arguments."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _HistoryBuffer(_Foreign):
+    """mmengine's history of a logged number; its functions are left out."""
+
+
+class _Namespace(_Foreign):
+    """argparse's, in which DETR and its relatives keep their settings."""
+
+
+def _config_dict(*values: Any) -> dict[Any, Any]:
+    return dict(*values)
+
+
+def _no_attribute(*_args: Any) -> None:
+    """In place of ``getattr``, by which mmengine's buffers name their functions."""
+
+
+def _path(*parts: str) -> str:
+    return "/".join(parts)
+
+
+def _reconstruct(array: type, shape: Any, kind: Any) -> np.ndarray:
+    if array is not np.ndarray or tuple(shape) != (0,):
+        raise pickle.UnpicklingError("a numpy array is written in an unknown way")
+    return np.ndarray.__new__(np.ndarray, shape, "b")
+
+
+def _frombuffer(buffer: Any, dtype: np.dtype, shape: Any, order: str) -> np.ndarray:
+    return np.frombuffer(bytearray(buffer), dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _scalar(dtype: np.dtype, data: Any = b"") -> Any:
+    if not isinstance(dtype, np.dtype) or dtype.hasobject:
+        raise pickle.UnpicklingError("a numpy scalar is written in an unknown way")
+    raw = data.encode("latin1") if isinstance(data, str) else data
+    return np.frombuffer(raw, dtype)[0].item()
+
+
+def _encode(text: str, _encoding: str = "latin1") -> bytes:
+    return codecs.latin_1_encode(text)[0]
+
+
+def _stand_ins() -> dict[str, Any]:
+    """Name in a pickle -> what it stands for."""
+    table: dict[str, Any] = {
+        "mmengine.logging.history_buffer.HistoryBuffer": _HistoryBuffer,
+        "mmengine.config.config.ConfigDict": _config_dict,
+        "mmcv.utils.config.ConfigDict": _config_dict,
+        "argparse.Namespace": _Namespace,
+        "builtins.getattr": _no_attribute,
+        **{f"pathlib.{name}": _path for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath")},
+    }
+    for core in _NUMPY_CORES:
+        table[f"{core}.multiarray._reconstruct"] = _reconstruct
+        table[f"{core}.multiarray.scalar"] = _scalar
+        table[f"{core}.numeric._frombuffer"] = _frombuffer
+    return {name: _copy_of(value, name) for name, value in table.items()}
+
+
+def _copy_of(value: Any, name: str) -> Any:
+    module, _dot, own = name.rpartition(".")
+    names = {"__module__": module, "__qualname__": own}
+    if isinstance(value, type):
+        return type(own, (value,), names)
+
+    def stand_in(*args: Any) -> Any:
+        return value(*args)
+
+    stand_in.__module__, stand_in.__name__, stand_in.__qualname__ = module, own, own
+    return stand_in
+
+
+def _plain_types() -> dict[str, Any]:
+    dtypes = {f"numpy.dtypes.{name}": getattr(np.dtypes, name) for name in np.dtypes.__all__}
+    return {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype, **dtypes}
+
+
+@contextmanager
+def stand_ins_allowed() -> Iterator[None]:
+    """Within, ``torch.load(weights_only=True)`` knows the names of this file beside its own."""
+    with _lock:  # torch's list is the process's
+        before = list(torch.serialization.get_safe_globals())
+        torch.serialization.add_safe_globals([*_stand_ins().values(), *_plain_types().values()])
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Knows the names of this file only."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        # latin1 is how Python 3 reads the arrays in pickles of Python 2, which Caffe2's are
+        super().__init__(file, encoding="latin1")
+        self._names = {
+            **_stand_ins(),
+            **_plain_types(),
+            "_codecs.encode": _copy_of(_encode, "_codecs.encode"),
+            "collections.OrderedDict": OrderedDict,
+            "collections.Counter": Counter,
+            **{f"builtins.{kind.__name__}": kind for kind in (set, frozenset, bytearray, complex)},
+        }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Look ``module.name`` up in the table."""
+        full = f"{module}.{name}"
+        if full not in self._names:
+            raise pickle.UnpicklingError(f"GLOBAL {full} is not plain data")
+        return self._names[full]
+
+
+class _Blank:
+    """In place of a tensor, and of whatever it is made of."""
+
+    def __call__(self, *_args: Any) -> _Blank:
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        """Nothing of it is kept."""
+
+
+class StructureUnpickler(_DataUnpickler):
+    """Reads what is around the tensors in a file of ``torch.save``; tensors are left out."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Names of torch stand for nothing."""
+        return _Blank() if module.partition(".")[0] == "torch" else super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        """A tensor's memory."""
+        return _Blank()
+
+
+def load_pickle(file: IO[bytes]) -> Any:
+    """Read a plain pickle.
+
+    Raises:
+        pickle.UnpicklingError: It names something that is not plain data.
+    """
+    return only_data(_DataUnpickler(file).load())
+
+
+def only_data(value: Any) -> Any:
+    """Turn numpy's arrays into tensors, its scalars into numbers, and stand-ins into what they hold; in place."""
+    if isinstance(value, (Tensor, str, int, float)):
+        return value
+    if isinstance(value, dict):
+        for key, item in value.items():
+            value[key] = only_data(item)
+        return value
+    if isinstance(value, list):
+        value[:] = [only_data(item) for item in value]
+        return value
+    if type(value) is tuple:
+        return tuple(only_data(item) for item in value)
+    return _only_data_of_objects(value)
+
+
+def _only_data_of_objects(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biufc":
+            return value.tolist()
+        # torch knows native byte order and writable memory only; uint16 and wider since 2.3
+        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, _Foreign):
+        state = getattr(value, "state", None)
+        kept = state if isinstance(state, Mapping) else {}
+        return only_data({key: item for key, item in kept.items() if "statistics_methods" not in str(key)})
+    return value
