@@ -24,6 +24,9 @@ INFINITE = {
 KINDS = {
     "plain": {},
     "ema": {"custom_hooks": [{"type": "EMAHook", "momentum": 0.1, "update_buffers": True}]},
+    "accumulation": {
+        "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 0.1, "momentum": 0.9}, "accumulative_counts": 2}
+    },
     "bf16": {
         "optim_wrapper": {"type": "AmpOptimWrapper", "dtype": "bfloat16", "optimizer": {"type": "SGD", "lr": 0.1}}
     },

@@ -616,3 +616,17 @@ def test_a_hook_that_cannot_close_fails_a_run_that_went_well(make_runner):
     with pytest.raises(OSError, match="the disk is full"):
         runner.train()
     assert last.seen == ["after_train", "close"]
+
+
+def test_another_model_may_be_given_to_a_runner(make_runner):
+    runner, other = make_runner("a"), make_runner("b").model
+    runner.model = other
+    runner.train()
+    assert runner.model is other
+    assert {"body.0.weight"} < runner.model.state_dict().keys()
+
+
+def test_a_test_does_not_build_the_training_data(make_runner):
+    runner = make_runner(train_dataloader=failing_loader() | {"dataset": {"type": "NoSuchDataset"}})
+    assert runner.iter == runner.epoch == 0
+    assert runner.test()["toy/mAP"]

@@ -54,24 +54,26 @@ class PreemptionHook(Hook):
         self.interval = interval
         self.requested = False
         self._process = os.getpid()
+        self._alone = True
         self._before: dict[int, Any] = {}
 
     def before_train(self, runner: Any) -> None:
         """Listen; only the main thread of a process can."""
         self.requested = False
+        self._alone = not is_distributed()
         if threading.current_thread() is threading.main_thread():
             numbers = [getattr(signal, name) for name in self.signals]
             self._before = {number: signal.signal(number, self._note) for number in numbers}
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Save and leave, if asked to."""
-        if self._agreed(runner):
+        if self.requested if self._alone else self._agreed(runner):
             _save(runner, runner.iter + 1)
             raise Preempted
 
     def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Leave a validation, which a resumed run does again; several processes finish it."""
-        if self.requested and not is_distributed():
+        if self.requested and self._alone:
             raise Preempted
 
     def on_exception(self, runner: Any, error: BaseException) -> None:
@@ -94,8 +96,6 @@ class PreemptionHook(Hook):
             os.kill(os.getpid(), number)
 
     def _agreed(self, runner: Any) -> bool:
-        if not is_distributed():
-            return self.requested
         if not self.every_n_train_iters(runner, self.interval):
             return False
         asked = torch.tensor(int(self.requested))
