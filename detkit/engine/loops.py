@@ -15,7 +15,7 @@ from mmengine.runner.utils import calc_dynamic_intervals
 from torch import nn
 
 from detkit.engine.data_stream import DataStream, Position
-from detkit.engine.seeding import derive_seed, seed_everything
+from detkit.engine.seeding import iteration_seed, seed_everything
 from detkit.engine.train_step import train_step
 from detkit.registry import LOOPS
 
@@ -77,7 +77,7 @@ class _Resumable:
         runner = self.runner
         self.in_step = True
         runner.events.step = self._iter + 1
-        seed_everything(derive_seed(runner.seed, "iter", self._iter, *([runner.rank] if runner.rank else [])))
+        seed_everything(iteration_seed(runner.seed, self._iter + 1, runner.rank))
         runner.call_hook("before_train_iter", batch_idx=batch_idx, data_batch=data_batch)
         outputs = train_step(runner.model, data_batch, runner.optim_wrapper)
         runner.call_hook("after_train_iter", batch_idx=batch_idx, data_batch=data_batch, outputs=outputs)
@@ -143,7 +143,8 @@ class EpochBasedTrainLoop(_Resumable, mmengine_loops.EpochBasedTrainLoop):
             self._validate_if_due(self._epoch, self._max_epochs)
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()
-            self._validate_if_due(self._epoch, self._max_epochs)
+            if not self.stop_training:
+                self._validate_if_due(self._epoch, self._max_epochs)
         self.runner.call_hook("after_train")
         return self.runner.model
 
@@ -153,6 +154,8 @@ class EpochBasedTrainLoop(_Resumable, mmengine_loops.EpochBasedTrainLoop):
         self.runner.model.train()
         for data_batch in self.stream.rest_of_pass():
             self.run_iter(self.stream.position.batch - 1, data_batch)
+            if self.stop_training:
+                return
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
 

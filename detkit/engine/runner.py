@@ -326,6 +326,7 @@ class Runner(PartBuilder):
         by_epoch: bool = True,
     ) -> None:
         """Write a checkpoint; mmengine's write loses the old file and the new one when killed."""
+        self.call_hook("before_capture")
         if self.rank != 0:
             return
         done = {"epoch": self.epoch + by_epoch, "iter": self.iter + (not by_epoch), **(meta or {})}

@@ -24,6 +24,7 @@ __all__ = [
     "SeededDataset",
     "derive_seed",
     "fenced_random_numbers",
+    "iteration_seed",
     "rng_state",
     "seed_everything",
     "set_rng_state",
@@ -34,6 +35,17 @@ def derive_seed(*parts: int | str) -> int:
     """A seed in [0, 2**63) for a place in the run, such as ``(seed, 'iter', 120)``."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def iteration_seed(seed: int, iteration: int, rank: int = 0) -> int:
+    """The seed of every generator at the start of a training step.
+
+    Args:
+        seed: Of the run.
+        iteration: The count of iterations done with this one.
+        rank: Of the process: each draws other numbers.
+    """
+    return derive_seed(seed, "iter", iteration - 1, *([rank] if rank else []))
 
 
 def seed_everything(seed: int) -> None:

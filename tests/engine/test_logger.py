@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from detkit.engine.console import ProgressDisplay, duration
 from detkit.engine.hooks import LoggerHook
 from detkit.engine.metric_files import MetricFiles, scalars
-from detkit.engine.step_record import StepRecord
 from detkit.visualization.curves import read_metrics
 
 
@@ -176,28 +175,6 @@ class CountReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_losses_are_read_once_per_interval(monkeypatch):
-    record = StepRecord()
-    fetched = []
-    tolist = torch.Tensor.tolist
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: fetched.append(len(self)) or tolist(self))
-    with CountReads() as counter:
-        for step in range(10):
-            losses = {
-                "loss": torch.tensor(step + 0.5),
-                "loss_cls": torch.tensor(0.5, dtype=torch.bfloat16),
-                "time": 1.0,
-            }
-            record.add(step, losses)
-        assert counter.reads == 0
-        assert fetched == []
-    steps = record.read()
-    assert fetched == [20]
-    assert [step.values["loss"] for step in steps] == [step + 0.5 for step in range(10)]
-    assert steps[3] == (3, {"loss": 3.5, "loss_cls": 0.5, "time": 1.0})
-    assert record.read() == []
-
-
 def test_a_training_step_reads_nothing_from_the_device(make_runner):
     wrapper = {"optimizer": {"type": "SGD", "lr": 0.1}, "clip_grad": {"max_norm": 1.0}}
     runner = make_runner(epochs=1, default_hooks=logger(interval=100), optim_wrapper=wrapper)
@@ -214,16 +191,6 @@ def test_a_training_step_reads_nothing_from_the_device(make_runner):
     runner.train()
     assert reads == [0, 0, 0]
     assert lines(Path(runner.work_dir))[0]["grad_norm"] > 0
-
-
-def test_only_losses_must_be_finite():
-    record = StepRecord()
-    record.add(1, {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(float("inf"))})
-    assert record.read()[0].values["grad_norm"] == float("inf")
-    record.add(2, {"loss": torch.tensor(1.0)}, ["a.jpg"])
-    record.add(3, {"loss": torch.tensor(float("inf")), "loss_cls": torch.tensor(2.0)}, ["b.jpg", "c.jpg"])
-    with pytest.raises(FloatingPointError, match=r"iteration 3: loss=inf, loss_cls=2; images of this batch: b\.jpg, c"):
-        record.read()
 
 
 def test_history_does_not_grow_and_own_scalars_are_written(make_runner):

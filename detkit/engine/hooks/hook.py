@@ -1,4 +1,4 @@
-"""What a hook may do: mmengine's stages, three more, and a state that checkpoints keep."""
+"""What a hook may do: mmengine's stages, four more, and a state that checkpoints keep."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ class Hook(mmengine_hooks.Hook):
 
     def after_backward(self, runner: Any) -> None:
         """Gradients are there, and the optimizer has not stepped yet; called once per iteration."""
+
+    def before_capture(self, runner: Any) -> None:
+        """A checkpoint is about to be made; every process is told, so that collectives are allowed."""
 
     def on_exception(self, runner: Any, error: BaseException) -> None:
         """The run ends with ``error``, which goes on when all hooks have been told."""

@@ -1,41 +1,276 @@
-"""Stopping at a loss that is not finite."""
+"""Guarding the weights against a loss that is not finite, on all processes alike."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import IterBasedTrainLoop
+from torch import Tensor, distributed, nn
+
+from detkit.checkpoints import save_checkpoint_file
+from detkit.engine.bundle import bundle_of
+from detkit.engine.distributed import all_gather, is_distributed
 from detkit.engine.hooks.hook import Hook
-from detkit.engine.hooks.logger import image_paths
-from detkit.engine.step_record import StepRecord
+from detkit.engine.hooks.logger import LoggerHook, image_paths
 from detkit.registry import HOOKS
 
 __all__ = ["CheckInvalidLossHook"]
 
+_ACTIONS = ("raise", "skip", "stop")
+_NAMED_RANKS = 8
+
+
+class _Step(NamedTuple):
+    iteration: int  # iterations done with it
+    bad: Tensor  # () bool, where the loss is
+    outputs: Mapping[str, Any]
+
+
+class _Account(NamedTuple):
+    """What one process has to say of a step."""
+
+    losses: dict[str, float]
+    images: list[str]
+
 
 @HOOKS.register_module()
 class CheckInvalidLossHook(Hook):
-    """Stops the run at a loss that is not finite, independently of ``LoggerHook``, which does it too.
+    """Keeps a loss that is not finite away from the weights, and says which images it came from.
+
+    Each loss is looked at on the device, and a step whose loss is not finite on any process is left out on all of them:
+    weights and the state of the optimizer stay as they were. The host reads what was found once per ``interval``, and
+    before each validation and checkpoint. With several processes the flag is reduced over them at each step.
+
+    A bundle in ``work_dir/invalid_loss_iter_<N>/`` holds what ``tools/replay.py`` needs to repeat the step and to find
+    the image. The running statistics of norms that such a step has spoilt are taken back to those of the last look.
 
     Args:
-        interval: Iterations between two looks; each look waits for the device once.
+        interval: Iterations between two looks; each waits for the device once. None looks where ``LoggerHook`` reads.
+        action: ``'raise'`` ends the run with a FloatingPointError; no step is made after the bad one. ``'stop'`` ends
+            it without an error, as early stopping does. ``'skip'`` goes on, and warns.
+        max_skipped: Steps in a row that ``'skip'`` leaves out before it raises after all.
+        bundle: Whether to write bundles; of skipped steps, three in a run at most.
+
+    Raises:
+        ValueError: An interval or ``max_skipped`` that is not positive, or another action.
     """
 
-    priority = "BELOW_NORMAL"
+    priority = "ABOVE_NORMAL"  # before LoggerHook writes the numbers of the bad step
 
-    def __init__(self, interval: int = 50) -> None:
+    def __init__(
+        self, interval: int | None = None, action: str = "raise", max_skipped: int = 10, bundle: bool = True
+    ) -> None:
+        if interval is not None and interval < 1:
+            raise ValueError(f"CheckInvalidLossHook: interval must be at least 1 or None, got {interval}")
+        if action not in _ACTIONS:
+            raise ValueError(f"CheckInvalidLossHook: action is one of {', '.join(_ACTIONS)}, got {action!r}")
+        if max_skipped < 1:
+            raise ValueError(f"CheckInvalidLossHook: max_skipped must be at least 1, got {max_skipped}")
         self.interval = interval
-        self._record = StepRecord()
+        self.action = action
+        self.max_skipped = max_skipped
+        self.bundle = bundle
+        self._steps: list[_Step] = []
+        self._bad: Tensor | None = None  # of the step that is being made
+        self._was_bad: Tensor | None = None  # with 'raise' and 'stop': of any step so far
+        self._skipped = 0  # in a row
+        self._bundles = 0
+        self._buffers: tuple[int, dict[str, Tensor]] = (0, {})  # iterations done, and the buffers then
+        self._inner_interval = 50  # where interval is None
+        self._epoch_length = 0
+        self._several = False  # processes
+        self._active = True
+
+    def before_train(self, runner: Any) -> None:
+        """Take up the guard of the optimizer wrapper; of several such hooks the last one does."""
+        others = [hook for hook in runner.hooks if isinstance(hook, CheckInvalidLossHook)]
+        self._active = others[-1] is self
+        if not self._active:
+            return
+        if self.interval is None:
+            loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
+            self._inner_interval = loggers[-1].interval if loggers else self._inner_interval
+        self._several = is_distributed()
+        for wrapper in _wrappers(runner):
+            wrapper.guard = self._guard
+        self._steps, self._bad, self._was_bad, self._skipped = [], None, None, 0
+        self._keep_buffers(runner, runner.iter)
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Note where the epoch ends: ``LoggerHook`` may read there."""
+        endless = isinstance(runner.train_loop, IterBasedTrainLoop)
+        self._epoch_length = 0 if endless else len(runner.train_dataloader)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Take over the losses; at an interval, look at them."""
-        self._record.add(runner.iter + 1, dict(outputs or {}), image_paths(data_batch))
-        if self.every_n_train_iters(runner, self.interval):
-            self._record.read()
+        """Take over the flag of the step; at an interval, look at those since the last look."""
+        if not self._active:
+            return
+        bad, self._bad = self._bad, None
+        outputs = outputs or {}
+        if bad is None:  # an optimizer wrapper that knows no guard: found, but not prevented
+            if not isinstance(outputs.get("loss"), Tensor):
+                return
+            bad = _is_bad(outputs["loss"])
+        self._steps.append(_Step(runner.iter + 1, bad, outputs))
+        done = batch_idx + 1 if self.interval is None else runner.iter + 1
+        if done % (self.interval or self._inner_interval) == 0 or batch_idx + 1 == self._epoch_length:
+            self._look(runner)
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Look at the rest."""
-        self._record.read()
+        """Look at the rest of the epoch."""
+        self._look(runner)
 
-    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Look at the rest, before it is too late."""
-        self._record.read()
+    def before_val_epoch(self, runner: Any) -> None:
+        """Look at the rest before weights are judged."""
+        self._look(runner)
+
+    def before_capture(self, runner: Any) -> None:
+        """Look at the rest before a checkpoint is made."""
+        self._look(runner)
+
+    def close(self, runner: Any) -> None:
+        """Leave the optimizer wrapper as it was."""
+        for wrapper in _wrappers(runner):
+            if getattr(wrapper, "guard", None) == self._guard:
+                wrapper.guard = None
+
+    def _guard(self, loss: Tensor) -> Tensor:
+        bad = _is_bad(loss)
+        if self._several:
+            everywhere = bad.to(torch.uint8)
+            distributed.all_reduce(everywhere, distributed.ReduceOp.MAX)
+            bad = everywhere > 0
+        if self.action != "skip":
+            # No step follows a bad one: the weights found at the next look are those right before it.
+            bad = self._was_bad = _either(bad, self._was_bad)
+        self._bad = _either(bad, self._bad)  # several wrappers in one step
+        return bad
+
+    def _look(self, runner: Any) -> None:
+        steps, self._steps = self._steps, []
+        if not steps:
+            return
+        flags = torch.stack([step.bad for step in steps]).tolist()
+        if not any(flags):
+            self._skipped = 0
+            self._keep_buffers(runner, steps[-1].iteration)
+            return
+        first = flags.index(True)
+        if self.action == "skip":
+            self._skip(runner, steps, flags)
+        elif not runner.train_loop.stop_training:
+            message = self._report(runner, steps[first], steps[first].iteration - 1)
+            if self.action == "raise":
+                raise FloatingPointError(message)
+            runner.logger.error(f"{message}. The run ends here")
+            runner.train_loop.stop_training = True
+
+    def _skip(self, runner: Any, steps: list[_Step], flags: list[bool]) -> None:
+        for step, bad in zip(steps, flags, strict=True):
+            self._skipped = self._skipped + 1 if bad else 0
+            if not bad:
+                continue
+            message = self._report(runner, step, _weights_after(steps, flags, step.iteration))
+            if self._skipped > self.max_skipped:
+                raise FloatingPointError(f"{message}. It is step {self._skipped} in a row that is left out")
+            # Formatted here: mmengine drops a second warning of the same format.
+            runner.logger.warning(f"{message}. The step is left out")
+
+    def _report(self, runner: Any, step: _Step, weights_after: int) -> str:
+        """Write the bundle, and tell what is known; all processes come here at the same step."""
+        batch, problem = _batch_again(runner, step.iteration)
+        losses = {name: float(value) for name, value in step.outputs.items() if isinstance(value, (Tensor, int, float))}
+        own = _Account(losses, image_paths(batch))
+        state = self._mend_buffers(runner, step.iteration)
+        path = None
+        if self.bundle and _not_finite(own.losses) and (self.action != "skip" or self._bundles < 3):
+            self._bundles += 1
+            name = "bundle.pth" if runner.world_size == 1 else f"bundle_rank{runner.rank}.pth"
+            path = Path(runner.work_dir, f"invalid_loss_iter_{step.iteration}", name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = bundle_of(runner, step.iteration, state, own.losses, batch, weights_after)
+            save_checkpoint_file(content, path)
+        accounts = all_gather((own.losses, own.images, None if path is None else str(path)))
+        named = [(rank, _Account(losses, images), file) for rank, (losses, images, file) in enumerate(accounts)]
+        return _message(step.iteration, [one for one in named if _not_finite(one[1].losses)], len(named), problem)
+
+    def _keep_buffers(self, runner: Any, done: int) -> None:
+        own = {name: buffer for name, buffer in _inner(runner.model).named_buffers() if buffer.is_floating_point()}
+        self._buffers = (done, {name: buffer.detach().clone() for name, buffer in own.items()})
+
+    def _mend_buffers(self, runner: Any, iteration: int) -> dict[str, Tensor]:
+        """Take spoilt buffers back to the last look; returns the state with which to repeat the step."""
+        done, kept = self._buffers
+        model = _inner(runner.model)
+        for name, buffer in model.named_buffers():
+            if name in kept:
+                buffer.copy_(torch.where(torch.isfinite(buffer), buffer, kept[name]))
+        state = model.state_dict()
+        if done == iteration - 1:  # exactly as they were
+            state.update({name: value for name, value in kept.items() if name in state})
+        return state
+
+
+def _wrappers(runner: Any) -> list[Any]:
+    wrapper = runner.optim_wrapper
+    return list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+
+
+def _inner(model: Any) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+_IS_BAD = {value: torch.tensor(value) for value in (False, True)}
+
+
+def _is_bad(loss: Tensor) -> Tensor:
+    if loss.device.type == "cpu":  # there is nothing to wait for, and two operations less
+        return _IS_BAD[not math.isfinite(loss.detach().float().numpy())]
+    # x - x is 0 where x is finite; torch.isfinite takes five kernels.
+    return (loss - loss) != 0
+
+
+def _weights_after(steps: list[_Step], flags: list[bool], iteration: int) -> int:
+    """Iterations after which the model had its weights of now: those before ``iteration``, if none was good since."""
+    last = max(step.iteration for step, bad in zip(steps, flags, strict=True) if not bad or step.iteration == iteration)
+    return iteration - 1 if last == iteration else last
+
+
+def _either(flag: Tensor, other: Tensor | None) -> Tensor:
+    return flag if other is None or other is flag else flag | other
+
+
+def _not_finite(losses: Mapping[str, float]) -> bool:
+    return not all(math.isfinite(value) for name, value in losses.items() if "loss" in name)
+
+
+def _batch_again(runner: Any, iteration: int) -> tuple[Any, str]:
+    """The batch of an iteration, or why it is not there: that must not hide the loss."""
+    try:
+        return runner.train_loop.load_again(iteration), ""
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
+
+
+def _message(iteration: int, named: list[tuple[int, _Account, str | None]], world_size: int, problem: str) -> str:
+    parts = []
+    for rank, account, _ in named[:_NAMED_RANKS]:
+        losses = ", ".join(f"{name}={value:.6g}" for name, value in account.losses.items() if "loss" in name)
+        unknown = f"not known ({problem})" if problem else "not known (the batch's samples carry no img_path)"
+        where = f"on rank {rank}: " if world_size > 1 else ""
+        parts.append(f"{where}{losses}; images of this batch: {', '.join(account.images) or unknown}")
+    if len(named) > _NAMED_RANKS:
+        parts.append(f"and on {len(named) - _NAMED_RANKS} ranks more")
+    file = next((file for *_, file in named if file is not None), None)
+    remedy = "" if file is None else f"To find the image: python tools/replay.py {file}. "
+    return (
+        f"the loss is not finite at iteration {iteration}: {'; '.join(parts)}. {remedy}"
+        "Look at its boxes; if they are sound, lower the learning rate or clip the gradient "
+        "(optim_wrapper.clip_grad=dict(max_norm=10))"
+    )

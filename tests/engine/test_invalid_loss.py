@@ -1,0 +1,301 @@
+"""The guard against losses that are not finite. Iterations are counted from 1 here: the first step is iteration 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from engine.engine_toys import ToyModel
+from no_sync import NoSync
+from torch import Tensor, nn
+
+from detkit.engine import CheckInvalidLossHook, OptimWrapper
+from detkit.engine.bundle import load_bundle
+from detkit.engine.hooks.hook import Hook
+from detkit.registry import MODELS
+
+EPOCH = 3  # iterations: 12 samples in batches of 4
+
+
+@MODELS.register_module()
+class BadToy(ToyModel):
+    """Its loss is not finite where a sample's index is in ``bad``; the sample also spoils the batch norm."""
+
+    def __init__(self, bad: tuple[int, ...] = (), value: float = float("nan"), **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.bad = bad
+        self.value = value
+
+    def forward(self, inputs, data_samples=None, mode="tensor"):
+        if mode != "loss":
+            return super().forward(inputs, data_samples, mode)
+        rows = torch.stack(list(inputs))
+        bad = torch.isin(rows[:, 3], torch.tensor(self.bad, dtype=torch.float32)).any()
+        rows = torch.where(bad, rows * self.value, rows)
+        return super().forward(list(rows), data_samples, mode)
+
+
+class Watch(Hook):
+    """Notes the weights after each iteration."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self) -> None:
+        self.weights: dict[int, list[Tensor]] = {0: []}
+        self.batches: dict[int, list[str]] = {}
+
+    def before_train(self, runner) -> None:
+        self.weights[runner.iter] = copied(runner.model)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self.weights[runner.iter + 1] = copied(runner.model)
+        self.batches[runner.iter + 1] = [sample.img_path for sample in data_batch["data_samples"]]
+
+
+def copied(model: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def equal(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(map(torch.equal, one, other))
+
+
+def finite(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+
+
+def bad_model(*bad: int, **options) -> dict:
+    return {"type": "BadToy", "bbox_head": {"type": "ToyHead"}, "bad": bad, **options}
+
+
+def run(make_runner, name="run", hook=None, logging=2, wrapper=None, **changes):
+    """A run of three epochs of three iterations and what it did: the runner, the notes, the error."""
+    hooks = {
+        "logger": {"type": "LoggerHook", "interval": logging, "tensorboard": False},
+        "invalid_loss": {"type": "CheckInvalidLossHook", **(hook or {})},
+    }
+    sampler = {"type": "DefaultSampler", "shuffle": False}
+    data = {"dataset": {"type": "ToyDataset"}, "sampler": sampler, "batch_size": 4, "num_workers": 0}
+    changes = {"train_dataloader": data, "val_dataloader": None, "val_cfg": None, "val_evaluator": None, **changes}
+    if wrapper is not None:
+        changes["optim_wrapper"] = wrapper
+    runner = make_runner(name, default_hooks=hooks, **changes)
+    watch = Watch()
+    runner.register_hook(watch)
+    error = None
+    try:
+        runner.train()
+    except FloatingPointError as raised:
+        error = raised
+    return runner, watch, error
+
+
+WRAPPERS = {
+    "plain": {"optimizer": {"type": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}},
+    "fused": {"optimizer": {"type": "AdamW", "lr": 0.1, "fused": True}, "clip_grad": {"max_norm": 1.0}},
+    "float16": {
+        "type": "AmpOptimWrapper",
+        "dtype": "float16",
+        "optimizer": {"type": "SGD", "lr": 0.1, "momentum": 0.9},
+        "loss_scale": {"init_scale": 128.0},
+    },
+}
+
+
+@pytest.mark.parametrize("wrapper", list(WRAPPERS))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_at_interval_one_the_run_ends_at_the_bad_step(make_runner, wrapper, value):
+    # sample 9 is in the third batch
+    runner, watch, error = run(
+        make_runner, hook={"interval": 1}, model=bad_model(9, value=value), wrapper=WRAPPERS[wrapper]
+    )
+    assert runner.iter == 2
+    text = str(error)
+    assert "the loss is not finite at iteration 3: loss=" in text
+    assert "loss_cls=" in text
+    assert "loss_bbox=" in text
+    assert text.count("images/") == 4
+    assert "images/9.jpg" in text
+    assert finite(runner.model)
+    assert equal(copied(runner.model), watch.weights[2])
+    assert not equal(watch.weights[1], watch.weights[2])
+
+
+def test_with_a_longer_period_the_weights_are_those_before_the_bad_step(make_runner):
+    # bad in iterations 3 and 6 of 9; looked at in 5, after two more steps: Detectron2 would have NaN weights by then
+    runner, watch, error = run(make_runner, hook={"interval": 5}, model=bad_model(9), train_cfg=iterations(9))
+    assert runner.iter == 4
+    assert "at iteration 3:" in str(error)
+    assert finite(runner.model)
+    assert equal(copied(runner.model), watch.weights[2])
+    assert equal(watch.weights[4], watch.weights[2])  # iteration 4 was sound, but came after a bad one
+    assert not list(Path(runner.work_dir).glob("*.pth"))
+
+
+def iterations(count: int) -> dict:
+    return {"type": "IterBasedTrainLoop", "max_iters": count}
+
+
+def test_by_default_it_looks_where_the_logger_reads(make_runner):
+    # Detectron2 never raises here with its asynchronous writes
+    for logging, iterations_before in ((1, 1), (2, 1), (5, 4)):
+        runner, _, error = run(
+            make_runner, f"every_{logging}", logging=logging, model=bad_model(4), train_cfg=iterations(9)
+        )
+        assert "at iteration 2:" in str(error)
+        assert runner.iter == iterations_before
+
+
+def test_the_end_of_an_epoch_and_a_checkpoint_are_looked_at_before(make_runner):
+    runner, _, error = run(make_runner, hook={"interval": 50}, model=bad_model(4))
+    assert "at iteration 2:" in str(error)
+    assert runner.iter == 2  # the epoch's last iteration is not over
+    saving = {"type": "CheckpointHook", "by_epoch": False, "interval": 4}
+    runner = make_runner(
+        "saving",
+        model=bad_model(4),
+        train_cfg=iterations(9),
+        val_cfg=None,
+        val_dataloader=None,
+        val_evaluator=None,
+        default_hooks={
+            "logger": {"type": "LoggerHook", "interval": 50, "tensorboard": False},
+            "checkpoint": saving,
+        },
+    )
+    with pytest.raises(FloatingPointError, match="not finite at iteration"):
+        runner.train()
+    assert runner.iter == 3
+    assert not list(Path(runner.work_dir).glob("*.pth"))
+
+
+@pytest.mark.parametrize("wrapper", list(WRAPPERS))
+def test_skipping_leaves_out_the_bad_steps_alone(make_runner, wrapper):
+    # the second batch of each epoch is bad: iterations 2, 5, 8
+    runner, watch, error = run(
+        make_runner, hook={"interval": 2, "action": "skip"}, model=bad_model(4), wrapper=WRAPPERS[wrapper]
+    )
+    assert error is None
+    assert runner.iter == 9
+    changed = [i for i in range(1, 10) if not equal(watch.weights[i], watch.weights[i - 1])]
+    assert changed == [1, 3, 4, 6, 7, 9]
+    # the running statistics of the batch norm, too
+    assert finite(runner.model)
+    assert Path(runner.logger.log_file).read_text().count("The step is left out") == 3
+    found = sorted(path.parent.name for path in Path(runner.work_dir).glob("invalid_loss_iter_*/bundle.pth"))
+    assert found == ["invalid_loss_iter_2", "invalid_loss_iter_5", "invalid_loss_iter_8"]
+    if wrapper == "float16":
+        assert runner.optim_wrapper.loss_scaler.get_scale() == 128.0
+
+
+def test_a_skipped_step_leaves_momentum_and_step_counts_alone(make_runner):
+    bad, *_ = run(
+        make_runner, "bad", hook={"interval": 1, "action": "skip"}, model=bad_model(4), train_cfg=iterations(3)
+    )
+    states = list(bad.optim_wrapper.optimizer.state.values())
+    assert all(bool(torch.isfinite(value).all()) for state in states for value in state.values())
+
+
+def test_too_many_skipped_steps_in_a_row_are_an_error(make_runner):
+    hook = {"interval": 2, "action": "skip", "max_skipped": 3}
+    everything = tuple(range(12))
+    runner, watch, error = run(make_runner, hook=hook, model=bad_model(*everything))
+    assert "at iteration 4: loss=nan" in str(error)
+    assert "step 4 in a row" in str(error)
+    assert equal(copied(runner.model), watch.weights[0])
+    # three of a row, then sound ones: counted anew
+    runner, _, error = run(make_runner, "mixed", hook=hook, model=bad_model(4, 9))
+    assert error is None
+    assert runner.iter == 9
+
+
+def test_stopping_ends_the_run_without_an_error(make_runner):
+    runner, watch, error = run(make_runner, hook={"interval": 1, "action": "stop"}, model=bad_model(4))
+    assert error is None
+    assert (runner.iter, runner.epoch) == (2, 0)
+    assert equal(copied(runner.model), watch.weights[1])
+    assert Path(runner.work_dir, "invalid_loss_iter_2", "bundle.pth").is_file()
+
+
+def test_the_bundle_holds_the_step(make_runner):
+    runner, watch, error = run(make_runner, hook={"interval": 1}, model=bad_model(9))
+    path = Path(runner.work_dir, "invalid_loss_iter_3", "bundle.pth")
+    assert f"python tools/replay.py {path}" in str(error)
+    bundle = load_bundle(path)
+    assert bundle["iteration"] == 3
+    assert bundle["weights_after"] == 2
+    assert "BadToy" in bundle["cfg"]
+    assert set(bundle["losses"]) == {"loss", "loss_cls", "loss_bbox"}
+    assert bundle["precision"]["autocast"] is None
+    batch = bundle["batch"]
+    assert [sample.img_path for sample in batch["data_samples"]] == watch.batches[3]
+    assert [sample.gt_instances.labels.tolist() for sample in batch["data_samples"]] == [[2], [0], [1], [2]]
+    # the batch norm's statistics are those before the step, not the spoilt ones of its forward pass
+    state = bundle["weights"]
+    assert all(bool(torch.isfinite(value).all()) for value in state.values())
+    assert equal([state[name] for name, _ in runner.model.named_parameters()], watch.weights[2])
+    assert not Path(runner.work_dir, "invalid_loss_iter_4").exists()
+
+
+def test_without_a_bundle_nothing_is_written(make_runner):
+    runner, _, error = run(make_runner, hook={"interval": 1, "bundle": False}, model=bad_model(9))
+    assert "replay" not in str(error)
+    assert not list(Path(runner.work_dir).glob("invalid_loss*"))
+
+
+def test_a_batch_that_cannot_be_loaded_again_does_not_hide_the_loss(make_runner, monkeypatch):
+    def fail(self, iteration):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("detkit.engine.loops.EpochBasedTrainLoop.load_again", fail)
+    runner, _, error = run(make_runner, hook={"interval": 1}, model=bad_model(9))
+    assert "at iteration 3" in str(error)
+    assert "not known (OSError: the disk is gone)" in str(error)
+    assert load_bundle(Path(runner.work_dir, "invalid_loss_iter_3", "bundle.pth"))["batch"] is None
+
+
+def test_an_optimizer_wrapper_without_a_guard_is_still_found_out(make_runner):
+    wrapper = {"type": "mmengine.OptimWrapper", "optimizer": {"type": "SGD", "lr": 0.1}}
+    _, _, error = run(make_runner, hook={"interval": 1}, model=bad_model(9), wrapper=wrapper)
+    assert "at iteration 3" in str(error)
+
+
+def test_a_hook_of_the_config_takes_the_place_of_the_default_one(make_runner):
+    own = {"type": "CheckInvalidLossHook", "interval": 1, "action": "skip"}
+    runner, _, error = run(make_runner, model=bad_model(4), custom_hooks=[own])
+    assert error is None
+    assert runner.iter == 9
+    assert runner.optim_wrapper.guard is None  # given back at the end
+
+
+def test_the_guard_reads_nothing_between_two_looks(make_runner):
+    hook = CheckInvalidLossHook(interval=50)
+    wrapper = OptimWrapper(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1))
+    (weight,) = wrapper.optimizer.param_groups[0]["params"]
+    wrapper.guard = hook._guard
+    with NoSync():
+        for _ in range(3):
+            wrapper.update_params(weight.square().sum())
+
+
+def test_low_precision_losses_are_looked_at():
+    hook = CheckInvalidLossHook()
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert not hook._guard(torch.tensor(1.0, dtype=dtype))
+    hook = CheckInvalidLossHook()
+    assert hook._guard(torch.tensor(float("-inf"), dtype=torch.bfloat16))
+    assert hook._guard(torch.tensor(1.0))  # a step after a bad one
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"interval": 0}, "interval must be at least 1 or None, got 0"),
+        ({"action": "warn"}, "action is one of raise, skip, stop, got 'warn'"),
+        ({"max_skipped": 0}, "max_skipped must be at least 1, got 0"),
+    ],
+)
+def test_arguments_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        CheckInvalidLossHook(**options)
