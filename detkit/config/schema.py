@@ -180,6 +180,7 @@ RUN = _fields(
     visualizer=_built("VISUALIZERS", children={"vis_backends": _VIS_BACKENDS}),
     env_cfg=_fields(
         "cudnn_benchmark",
+        "float32_precision",
         "resource_limit",
         mp_cfg=_fields("mp_start_method", "opencv_num_threads"),
         dist_cfg=_fields(
@@ -197,7 +198,7 @@ RUN = _fields(
         ),
     ),
     randomness=_fields("seed", "diff_rank_seed", "deterministic"),
-    compile=_fields("target", "verbose", "disable", "fullgraph", "dynamic", "backend", "mode", "options"),
+    compile=_fields("target", "disable", "fullgraph", "dynamic", "backend", "mode", "options"),
     custom_imports=_fields("imports", "allow_failed_imports"),
 )
 assert RUN.keys is not None

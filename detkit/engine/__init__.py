@@ -1,6 +1,8 @@
 """Running: the runner, its loops, hooks, optimizers and checkpoints."""
 
 from detkit.checkpoints import load_checkpoint_file, load_weights, save_checkpoint_file
+from detkit.engine.activation_checkpointing import checkpoint_activations
+from detkit.engine.compilation import compile_model
 from detkit.engine.distributed import launch
 from detkit.engine.dry_run import dry_run
 from detkit.engine.evaluation import MultiDatasetTestLoop, MultiDatasetValLoop, TestLoop, ValLoop
@@ -63,6 +65,8 @@ __all__ = [
     "TestLoop",
     "TorchProfilerHook",
     "ValLoop",
+    "checkpoint_activations",
+    "compile_model",
     "dry_run",
     "launch",
     "load_checkpoint_file",

@@ -14,14 +14,16 @@ import torch
 from mmengine import runner as mmengine_runner
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, OptimWrapperDict, _ParamScheduler
 from mmengine.runner import BaseLoop
 from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader
 
+from detkit.engine.activation_checkpointing import checkpoint_activations, merge_conv_and_frozen_norm
 from detkit.engine.auto_scale import base_batch
+from detkit.engine.compilation import compile_model
 from detkit.engine.dataloader import build_dataloader
 from detkit.engine.hooks.hook import overridden_stages
 from detkit.engine.log_processor import LogProcessor
@@ -51,6 +53,11 @@ _DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
     "checkpoint": {"type": "CheckpointHook", "interval": 1},
     "preemption": {"type": "PreemptionHook"},
 }
+
+
+# The training of mmengine's runner calls these by name; its own recomputation freezes weights.
+mmengine_runner.runner.turn_on_activation_checkpointing = checkpoint_activations
+mmengine_runner.runner.turn_on_efficient_conv_bn_eval = merge_conv_and_frozen_norm
 
 
 class PartBuilder(mmengine_runner.Runner):
@@ -109,6 +116,15 @@ class PartBuilder(mmengine_runner.Runner):
         if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
             model = revert_sync_batchnorm(model)
         return model.to(self.device)
+
+    def _maybe_compile(self, target: str) -> None:
+        """Compile what the config's ``compile`` says; mmengine compiles ``train_step``, in pieces."""
+        model: Any = self.model.module if is_model_wrapper(self.model) else self.model
+        names = compile_model(model, self.cfg.get("compile"), self.device)
+        if names:
+            self.logger.info(
+                "compiling %s: the first iterations, and those with new shapes, are slow", ", ".join(names)
+            )
 
     def register_hook(self, hook: Hook | Mapping[str, Any], priority: Any = None) -> None:
         """Add a hook; the config dict stays as it is, from which mmengine takes ``priority`` out."""

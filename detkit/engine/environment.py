@@ -5,13 +5,26 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 import detkit
+from detkit.signature import nearest, quoted
 
-__all__ = ["describe_environment", "require_writable", "select_device"]
+__all__ = [
+    "ENV_KEYS",
+    "cudnn_benchmark",
+    "describe_environment",
+    "require_writable",
+    "select_device",
+    "set_float32_precision",
+]
+
+ENV_KEYS = ("cudnn_benchmark", "dist_cfg", "float32_precision", "mp_cfg", "resource_limit")
+FLOAT32_PRECISIONS = ("highest", "high", "medium")
 
 
 def select_device(name: str | None) -> torch.device:
@@ -44,6 +57,40 @@ def _cuda_seen(count: int) -> str:
         f"torch {torch.__version__} (CUDA {torch.version.cuda}) sees {count or 'no'} CUDA device"
         f"{'s' if count > 1 else ''}{hidden} (does nvidia-smi work?)"
     )
+
+
+def set_float32_precision(precision: str | None) -> None:
+    """Choose how exact products of float32 numbers are on a GPU, in matrix products and convolutions alike.
+
+    Args:
+        precision: ``'highest'`` is float32; ``'high'`` is TF32, with 10 bits of mantissa; ``'medium'`` also bfloat16,
+            with 7 bits, where that is faster. None leaves torch as it is: float32 for matrix products, TF32 for
+            convolutions.
+
+    Raises:
+        ValueError: Another value.
+    """
+    if precision is None:
+        return
+    if precision not in FLOAT32_PRECISIONS:
+        close = nearest(str(precision), FLOAT32_PRECISIONS)[0]
+        raise ValueError(
+            f"env_cfg.float32_precision: {quoted(FLOAT32_PRECISIONS)} was expected, got {precision!r}; "
+            f"did you mean {close!r}?"
+        )
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision != "highest"
+
+
+@contextmanager
+def cudnn_benchmark(enabled: bool) -> Iterator[None]:
+    """Let cuDNN try all algorithms at each new shape, or not; afterwards it is as before."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = enabled
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def require_writable(folder: str | os.PathLike[str]) -> Path:

@@ -12,6 +12,7 @@ from mmengine.runner import BaseLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
+from detkit.engine.environment import cudnn_benchmark
 from detkit.engine.seeding import derive_seed, fenced_random_numbers, seed_everything
 from detkit.engine.val_loss import ValidationLoss, without_losses
 from detkit.registry import LOOPS
@@ -98,7 +99,8 @@ class EvaluationLoop(BaseLoop):
         """
         runner, stage = self.runner, self.stage
         metrics: dict[str, Any] = {}
-        with evaluation_mode(runner.model):
+        # Its images have ever new shapes, at each of which cuDNN would try all algorithms.
+        with evaluation_mode(runner.model), cudnn_benchmark(False):
             runner.call_hook(f"before_{stage}")
             runner.call_hook(f"before_{stage}_epoch")
             for part in self.parts:

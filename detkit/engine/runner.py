@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -28,13 +29,20 @@ from detkit.config import dump
 from detkit.engine.auto_scale import auto_scale_cfg, expected_world_size, other_batch, scaled_values
 from detkit.engine.builder import PartBuilder
 from detkit.engine.console import use_console
-from detkit.engine.environment import describe_environment, require_writable, select_device
+from detkit.engine.environment import (
+    ENV_KEYS,
+    cudnn_benchmark,
+    describe_environment,
+    require_writable,
+    select_device,
+    set_float32_precision,
+)
 from detkit.engine.evaluation import EvaluationPart, evaluation_parts
 from detkit.engine.hooks.checkpoint import checkpoint_folder
 from detkit.engine.labels import check_heads, check_metric, check_same_classes, class_difference, classes_of, label_map
 from detkit.engine.state import capture, check_resumable, restore
 from detkit.events import EventStorage
-from detkit.registry import RUNNERS
+from detkit.registry import RUNNERS, check_keys
 
 __all__ = ["Runner"]
 
@@ -57,6 +65,7 @@ class Runner(PartBuilder):
 
     Attributes:
         events: What the run measures; also models reach it, by ``detkit.events.get_event_storage``.
+        cudnn_benchmark: Whether cuDNN tries all algorithms at new shapes while training.
         train_completed: Whether the training went to its end; hooks whose ``after_train`` does more than to clean
             up ask this, since it is called after an error too.
 
@@ -111,8 +120,13 @@ class Runner(PartBuilder):
         return dump(self.cfg)
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        """Set up processes and the time stamp."""
-        super().setup_env(env_cfg)
+        """Set up processes, precision and the time stamp."""
+        check_keys(env_cfg, ENV_KEYS, "env_cfg")
+        options = dict(env_cfg)
+        set_float32_precision(options.pop("float32_precision", None))
+        # mmengine turns it on for evaluations too, whose images have ever new shapes.
+        self.cudnn_benchmark = bool(options.pop("cudnn_benchmark", False))
+        super().setup_env(options)
         # mmengine's time stamp has seconds: two runs of one process in the same second would share logger,
         # message hub and visualizer.
         number = next(_runs)
@@ -171,7 +185,8 @@ class Runner(PartBuilder):
             for path, part in _datasets("val", self._val_loop):
                 classes = (label_map(part.dataloader.dataset) or {}).get("classes")
                 check_same_classes(own, "train_dataloader.dataset", classes, f"{path}.dataset")
-        with self.events:
+        benchmark = self.cudnn_benchmark and not self.deterministic
+        with self.events, cudnn_benchmark(True) if benchmark else nullcontext():
             return self._closing(super().train)
 
     def val(self) -> dict[str, Any]:

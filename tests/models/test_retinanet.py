@@ -10,8 +10,10 @@ import torch
 from mmengine.structures import InstanceData
 from no_sync import NoSync
 
+from detkit.events import EventStorage
 from detkit.registry import MODELS
 from detkit.structures import DetDataSample
+from detkit.structures.ground_truth import GroundTruth
 
 DATA = Path(__file__).parents[1] / "data"
 CONFIG = {
@@ -87,6 +89,19 @@ def test_a_training_step_never_waits_for_the_device(model):
     with NoSync():
         losses = model.loss(inputs, samples)
         (losses["loss_cls"] + losses["loss_bbox"]).backward()
+
+
+def test_a_run_hears_of_the_number_of_positives(model):
+    inputs, samples = batch(model, SAMPLES[:1] * 2)
+    with EventStorage() as storage, NoSync():
+        model.loss(inputs, samples)
+        model.eval()
+        model.loss(inputs, samples)
+    assert storage.count_samples("num_pos_anchors", 1) == 1
+    # The image's objects take its anchors, of which a batch of it twice has twice as many.
+    anchors = model.bbox_head.prior_generator.grid_priors([(8, 8), (4, 4), (2, 2)])
+    assigned = model.bbox_head.assigner.assign_batch(torch.cat(anchors), GroundTruth.from_samples(samples[:1]))
+    assert storage.latest()["num_pos_anchors"][0] == (assigned.gt_inds > 0).sum() > 0
 
 
 def test_a_training_step_runs_without_any_values(model):

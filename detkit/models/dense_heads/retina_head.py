@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from detkit.events import get_event_storage
 from detkit.losses.reduction import reduce_mean
 from detkit.models.dense_heads.anchor_loss import anchor_losses
 from detkit.models.dense_heads.anchor_targets import AnchorTargets, anchor_targets, check_assigner, valid_anchors
@@ -135,7 +136,10 @@ class RetinaHead(BaseModule):
         return cls_scores, bbox_preds
 
     def loss(self, x: Sequence[Tensor], batch_data_samples: Sequence[DetDataSample]) -> dict[str, Tensor]:
-        """Losses ``loss_cls`` and ``loss_bbox`` of the levels ``x`` (N, in_channels, H_l, W_l)."""
+        """Losses ``loss_cls`` and ``loss_bbox`` of the levels ``x`` (N, in_channels, H_l, W_l).
+
+        A training run also notes ``num_pos_anchors``, the positives per image of this process.
+        """
         if self.assigner is None:
             raise ValueError("RetinaHead: training needs train_cfg with an assigner")
         cls_scores, bbox_preds = self(x)
@@ -155,6 +159,9 @@ class RetinaHead(BaseModule):
             self.pos_weight,
             {name: offered[name] for name in self.assigner_inputs},
         )
+        if self.training and not torch.compiler.is_compiling():
+            num_positive = targets.bbox_weights.sum() / len(batch_data_samples)
+            get_event_storage().put_scalar("num_pos_anchors", num_positive)
         logits = flatten_levels(cls_scores, self.cls_out_channels)  # (N, A, C)
         boxes = flatten_levels(bbox_preds, self.encode_size)  # (N, A, 4)
         of_labels, of_boxes = anchor_losses(
