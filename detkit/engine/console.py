@@ -39,7 +39,12 @@ class ConsoleHandler(logging.Handler):
         if not getattr(record, "console", True) or (runner_says and record.levelno < logging.WARNING):
             return
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        self.console.print(prefix + record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+        text = prefix + record.getMessage()
+        if self.console.is_terminal:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:  # laying it out takes rich a quarter of a millisecond
+            self.console.file.write(f"{text}\n")
+            self.console.file.flush()
 
 
 def use_console(logger: MMLogger, console: Console) -> None:

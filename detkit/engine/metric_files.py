@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 from torch import Tensor
 
 from detkit.checkpoints import write_text
+from detkit.engine.event_file import EventFile
 from detkit.events import Histogram, Picture
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 __all__ = ["MetricFiles", "scalars"]
+
+_JSON = json.JSONEncoder(allow_nan=False)
 
 
 def scalars(values: Mapping[str, Any]) -> dict[str, float]:
@@ -48,10 +46,10 @@ class MetricFiles:
 
     def __init__(self, folder: str | Path, step: int = 0, tensorboard: bool = True, size: int | None = None) -> None:
         self._path = Path(folder) / "metrics.jsonl"
-        self._events = Path(folder) / "tensorboard" if tensorboard else None
+        self._folder = Path(folder) / "tensorboard" if tensorboard else None
         self._step = step
         self._file: IO[str] | None = None
-        self._writer: SummaryWriter | None = None
+        self._events: EventFile | None = None
         if not self._path.exists():
             return
         if step == 0:
@@ -78,49 +76,29 @@ class MetricFiles:
         line.update({name: value if math.isfinite(value) else None for name, value in values.items()})
         if self._file is None:
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - open until the run ends
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.write(_JSON.encode(line) + "\n")
         self._file.flush()
-        writer = self._tensorboard()
-        if writer is not None:
-            # One event for the line: add_scalar makes one, with its file access, for each number.
-            from tensorboard.compat.proto.summary_pb2 import Summary
-
+        if self._folder is not None:
             tags = {name if "/" in name else f"{prefix}/{name}": value for name, value in values.items()}
-            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()])
-            writer._get_file_writer().add_summary(summary, step)
+            self._tensorboard().scalars(tags, step)
 
     def write_picture(self, picture: Picture) -> None:
         """Add an image to the events."""
-        writer = self._tensorboard()
-        if writer is not None:
-            writer.add_image(picture.name, picture.image, picture.step)
+        if self._folder is not None:
+            self._tensorboard().picture(picture)
 
     def write_histogram(self, histogram: Histogram) -> None:
         """Add a histogram to the events."""
-        writer = self._tensorboard()
-        number = sum(histogram.counts)
-        if writer is None or not number:
-            return
-        edges = np.linspace(histogram.low, histogram.high, len(histogram.counts) + 1)
-        writer.add_histogram_raw(
-            histogram.name,
-            min=histogram.low,
-            max=histogram.high,
-            num=number,
-            sum=histogram.total,
-            sum_squares=histogram.total_squares,
-            bucket_limits=edges[1:].tolist(),
-            bucket_counts=histogram.counts,
-            global_step=histogram.step,
-        )
+        if self._folder is not None and any(histogram.counts):
+            self._tensorboard().histogram(histogram)
 
     def sync(self) -> None:
         """See to it that what was written survives a crash of the machine."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
-        if self._writer is not None:
-            self._writer.flush()
+        if self._events is not None:
+            self._events.sync()
 
     def close(self) -> None:
         """Close both files."""
@@ -128,14 +106,15 @@ class MetricFiles:
         if self._file is not None:
             self._file.close()
             self._file = None
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._events is not None:
+            self._events.close()
+            self._events = None
 
-    def _tensorboard(self) -> SummaryWriter | None:
-        if self._writer is None and self._events is not None:
-            self._writer = _event_writer(self._events, self._step)
-        return self._writer
+    def _tensorboard(self) -> EventFile:
+        if self._events is None:
+            assert self._folder is not None
+            self._events = EventFile(self._folder, self._step + 1)
+        return self._events
 
 
 def _drop_lines(path: Path, step: int, size: int | None) -> None:
@@ -155,12 +134,3 @@ def _parsed(line: str) -> Mapping[str, Any]:
     except ValueError:
         parsed = None
     return parsed if isinstance(parsed, dict) and isinstance(parsed.get("step"), int) else {"step": 0}
-
-
-def _event_writer(folder: Path, step: int) -> SummaryWriter:
-    # With this module present, however empty, TensorBoard writes its files itself and does not look for
-    # TensorFlow, whose import takes many seconds where it is installed.
-    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-    from torch.utils.tensorboard import SummaryWriter  # 0.3 s, spent only where events are written
-
-    return SummaryWriter(str(folder), purge_step=step + 1)

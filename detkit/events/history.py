@@ -123,9 +123,18 @@ class History:
         return int((self.steps() > step).sum())
 
     def median(self, window: int) -> float:
-        """Median of the last ``window`` values that are kept."""
-        values = self.values(window)
-        return median(values.tolist()) if len(values) <= 50 else float(np.median(values))  # numpy's has a long way
+        """Median of the last ``window`` values that are kept, those aside that are NaN."""
+        # All values may come in any order, which saves copying them.
+        values = self._values[: len(self)] if window >= max(1, len(self)) else self.values(window)
+        if len(values) <= 50:
+            numbers = [value for value in values.tolist() if value == value]
+            return median(numbers) if numbers else math.nan
+        values = values[~np.isnan(values)]
+        if not len(values):
+            return math.nan
+        middle = len(values) // 2
+        below, above = np.partition(values, (middle - 1, middle))[middle - 1 : middle + 1]
+        return float(above if len(values) % 2 else (below + above) / 2)
 
     def mean(self, window: int) -> float:
         """Mean of the last ``window`` values that are kept."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,20 +15,14 @@ from torch import Tensor
 
 from detkit.events.history import History
 from detkit.events.pictures import Histogram, Picture, count_values
-from detkit.signature import nearest
+from detkit.events.unread import Puts, UnreadScalars, copied
+from detkit.signature import nearest, quoted
 
 __all__ = ["EventStorage", "get_event_storage", "has_event_storage"]
 
-_UNREAD = 1000  # notes that may wait on the device
 _PICTURES = 64  # pictures, and histograms, that may wait for a writer
 
 Number = float | int | np.number
-
-
-class _Note(NamedTuple):
-    step: int
-    names: tuple[str, ...]
-    values: Tensor | tuple[float, ...]  # (K,), where the model is, or on the host
 
 
 class EventStorage:
@@ -54,8 +48,8 @@ class EventStorage:
         self._prefix = ""
         self._histories: dict[str, History] = {}
         self._smoothing: dict[str, bool] = {}
-        self._notes: list[_Note] = []
-        self._reading: list[tuple[list[_Note], Tensor, torch.cuda.Event | None]] = []
+        self._unread = UnreadScalars(self._keep)
+        self._puts: dict[tuple[Any, ...], Puts] = {}
         self._images: deque[Picture] = deque(maxlen=_PICTURES)
         self._histograms: deque[tuple[str, Tensor, int]] = deque(maxlen=_PICTURES)
         self._tokens: list[Token[EventStorage]] = []
@@ -79,27 +73,52 @@ class EventStorage:
     def put_scalars(
         self, values: Mapping[str, Tensor | Number], smoothing: bool = True, step: int | None = None
     ) -> None:
-        """Note several numbers; with tensors among them, in one operation on their device; see ``put_scalar``."""
-        step = self.step if step is None else step
+        """Note several numbers; tensors among them in one operation on their device; see ``put_scalar``."""
+        types = set(map(type, values.values()))
+        if len(types) != 1 or (Tensor not in types and float not in types):
+            return self._put_mixture(values, smoothing, step)
+        on_device = Tensor in types
+        row: Any = tuple(values.values())
+        if on_device:
+            row = copied(row)
+            if row is None:
+                return self._put_one_by_one(values, smoothing, step)
+        key = (self._prefix, smoothing, on_device, *values)
+        puts = self._puts.get(key)
+        if puts is None:
+            puts = self._puts[key] = self._unread.new(self._named(values, smoothing))
+        return self._unread.add(puts, row, self.step if step is None else step)
+
+    def _named(self, names: Iterable[str], smoothing: bool) -> tuple[str, ...]:
+        full = tuple(self._prefix + name for name in names)
+        for name in full:
+            if self._smoothing.get(name, smoothing) is not smoothing:
+                raise ValueError(f"{name!r} was noted with smoothing={not smoothing} before, now with {smoothing}")
+        self._smoothing.update(dict.fromkeys(full, smoothing))
+        return full
+
+    def _put_mixture(self, values: Mapping[str, Tensor | Number], smoothing: bool, step: int | None) -> None:
         tensors: dict[str, Tensor] = {}
         numbers: dict[str, float] = {}
-        known = self._smoothing
-        for key, value in values.items():
-            name = self._prefix + key if self._prefix else key
-            if known.setdefault(name, smoothing) is not smoothing:
-                raise ValueError(f"{name!r} was noted with smoothing={known[name]} before, now with {smoothing}")
+        for name, value in values.items():
             if isinstance(value, Tensor):
-                tensors[name] = value
+                tensors[name] = value.detach() if type(value) is Tensor else value.detach().as_subclass(Tensor)
             elif isinstance(value, (float, int, np.number)):
                 numbers[name] = float(value)
             else:
-                raise TypeError(f"{name!r}: a number or a tensor of one element was expected, got {value!r}")
-        if tensors:
-            self._notes += _copies(step, tensors)
-        if numbers:
-            self._notes.append(_Note(step, tuple(numbers), tuple(numbers.values())))
-        if len(self._notes) >= _UNREAD:
-            self._start_reading()
+                raise TypeError(f"{self._prefix + name!r}: a number or a tensor was expected, got {value!r}")
+        for part in (tensors, numbers):
+            if part:
+                self.put_scalars(part, smoothing, step)
+
+    def _put_one_by_one(self, values: Mapping[str, Any], smoothing: bool, step: int | None) -> None:
+        """Tensors on several devices, or of several shapes."""
+        for name, value in values.items():
+            if value.numel() != 1:
+                full, shape = self._prefix + name, tuple(value.shape)
+                raise ValueError(f"{full!r}: a tensor of one element was expected, got the shape {shape}")
+        for name, value in values.items():
+            self.put_scalars({name: value.reshape(()).clone()}, smoothing, step)
 
     def put_image(self, name: str, image: Tensor | np.ndarray, step: int | None = None) -> None:
         """Note a picture; the last 64 wait for a writer.
@@ -151,18 +170,20 @@ class EventStorage:
         """
         histories = self.histories()
         if name not in histories:
-            known = nearest(name, histories) if histories else "nothing yet"
-            raise KeyError(f"no scalar {name!r} was noted; did you mean {known!r}?")
+            hint = f"did you mean {quoted(nearest(name, histories))}?" if histories else "nothing was"
+            raise KeyError(f"no scalar {name!r} was noted; {hint}")
         return histories[name]
 
     def histories(self) -> Mapping[str, History]:
         """All histories by name, after one transfer of what was still on the device."""
-        notes, self._notes = self._notes, []
-        while self._reading:
-            self._finish_reading()
-        if notes:
-            self._keep(notes, _joined(notes).tolist())
+        self._unread.read()
         return self._histories
+
+    def _keep(self, columns: Mapping[str, tuple[list[float], list[int]]]) -> None:
+        for name, (values, steps) in columns.items():
+            if name not in self._histories:
+                self._histories[name] = History(self._length, self._smoothing[name])
+            self._histories[name].extend(values, steps)
 
     def latest(self) -> dict[str, tuple[float, int]]:
         """Last value and its step, by name."""
@@ -201,7 +222,7 @@ class EventStorage:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the sums that :meth:`state_dict` gave; forget what was noted here before."""
-        self._notes, self._reading = [], []
+        self._unread, self._puts = UnreadScalars(self._keep), {}
         self._histories = {name: History(self._length) for name in state}
         for name, history in self._histories.items():
             history.load_state_dict(state[name])
@@ -218,43 +239,6 @@ class EventStorage:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         _current.reset(self._tokens.pop())
-
-    def _start_reading(self) -> None:
-        """Bring the notes to the host while the run goes on; so few wait, however rarely somebody reads."""
-        while self._reading:
-            self._finish_reading()  # of a thousand notes ago
-        notes, self._notes = self._notes, []
-        values = _joined(notes)
-        event = None
-        if values.is_cuda:
-            host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            values, event = host.copy_(values, non_blocking=True), torch.cuda.Event()
-            event.record()
-        self._reading.append((notes, values, event))
-
-    def _finish_reading(self) -> None:
-        notes, values, event = self._reading.pop(0)
-        if event is not None:
-            event.synchronize()
-        self._keep(notes, values.tolist())
-
-    def _keep(self, notes: list[_Note], fetched: list[float]) -> None:
-        """Sort values into the histories; ``fetched`` are those of all tensors in the order of ``_joined``."""
-        columns: dict[str, tuple[list[float], list[int]]] = {}
-        place = 0
-        for step, names, values in notes:
-            if isinstance(values, Tensor):
-                values = tuple(fetched[place : place + len(names)])
-                place += len(names)
-            for name, value in zip(names, values, strict=True):
-                if name not in columns:
-                    columns[name] = ([], [])
-                columns[name][0].append(value)
-                columns[name][1].append(step)
-        for name, (numbers, steps) in columns.items():
-            if name not in self._histories:
-                self._histories[name] = History(self._length, self._smoothing[name])
-            self._histories[name].extend(numbers, steps)
 
 
 class _NoStorage(EventStorage):
@@ -284,33 +268,3 @@ def get_event_storage() -> EventStorage:
 def has_event_storage() -> bool:
     """Whether anything that is noted now is kept."""
     return _current.get() is not _nowhere
-
-
-def _copies(step: int, tensors: dict[str, Tensor]) -> list[_Note]:
-    """Notes of tensors: a copy on the device, as they may change before they are read, and without their graph."""
-    scalars = list(tensors.values())
-    try:
-        stacked = torch.stack(scalars)
-    except RuntimeError:
-        stacked = None  # several devices, or shapes
-    if stacked is not None and stacked.ndim == 1:
-        return [_Note(step, tuple(tensors), stacked.detach())]
-    for name, value in tensors.items():
-        if value.numel() != 1:
-            raise ValueError(f"{name!r}: a tensor of one element was expected, got the shape {tuple(value.shape)}")
-    return [_Note(step, (name,), value.detach().reshape(1).clone()) for name, value in tensors.items()]
-
-
-def _joined(notes: list[_Note]) -> Tensor:
-    """All tensors' values in one, in order: one transfer, from one device at least.
-
-    Values of one type stay exact; a mixture becomes float64.
-    """
-    tensors = [note.values for note in notes if isinstance(note.values, Tensor)]
-    if not tensors:
-        return torch.empty(0)
-    kinds = {(tensor.device, tensor.dtype) for tensor in tensors}
-    if len(kinds) > 1:
-        device = next((device for device, _ in kinds if device.type != "cpu"), torch.device("cpu"))
-        tensors = [tensor.to(device, torch.float64, non_blocking=True) for tensor in tensors]
-    return torch.cat(tensors)

@@ -80,7 +80,7 @@ class LoggerHook(Hook):
         self._events: Any = None
         self._resumed: Mapping[str, Any] = {}
         self._failed = False
-        self._epoch = self._in_epoch = 0
+        self._epoch = self._in_epoch = self._max_iters = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Sums of the events and the size of ``metrics.jsonl``: a resumed run writes the lines that it would have
@@ -105,7 +105,7 @@ class LoggerHook(Hook):
     def before_train(self, runner: Any) -> None:
         """Open the files, and the progress display on a terminal."""
         self._failed = False
-        self._events = runner.events
+        self._events, self._max_iters = runner.events, runner.max_iters
         resumed, self._resumed = self._resumed or {}, {}
         self._events.load_state_dict(resumed.get("events", {}))
         self._timer = next((hook for hook in runner.hooks if isinstance(hook, IterTimerHook)), None)
@@ -132,8 +132,10 @@ class LoggerHook(Hook):
             self._write_line(runner, done, together=True)
 
     def _is_due(self, runner: Any, batch_idx: int, done: int) -> bool:
-        if (batch_idx + 1) % self.interval == 0 or done >= runner.max_iters:
+        if (batch_idx + 1) % self.interval == 0 or done >= self._max_iters:
             return True
+        if self.ignore_last and batch_idx + 1 > self.interval:
+            return False
         length = len(runner.train_dataloader)
         return batch_idx + 1 == length and (not self.ignore_last or length < self.interval)
 
