@@ -2,6 +2,7 @@
 
 python tools/benchmark.py assign
 python tools/benchmark.py assign --only simota_100 --runs 15
+python tools/benchmark.py gpu   # the whole training step: tools/benchmark_gpu.py
 
 Each case is run in pairs, yardstick and detkit in turn, on two images of random objects. The table gives the medians,
 the median of the ratios of the pairs, and on how many of the priors both agree.
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time targets and losses beside plain torch and torchvision.")
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("gpu", help="a training step of RetinaNet on a GPU; see gpu --help")
     assign = commands.add_parser("assign", help="assigners, and the loss paths of dense heads")
     assign.add_argument("--only", nargs="+", choices=sorted(CASES), help="these cases (default: all)")
     assign.add_argument("--runs", type=int, default=7, help="pairs of runs, after one that does not count (default: 7)")
@@ -317,6 +319,10 @@ def benchmark(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["gpu"]:
+        from benchmark_gpu import main as benchmark_gpu  # beside this file
+
+        return benchmark_gpu(sys.argv[2:])
     args = parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
     from detkit.engine.cli import run_cli
