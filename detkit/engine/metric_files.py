@@ -40,14 +40,18 @@ class MetricFiles:
         step: Iterations done when the run starts or goes on. At 0 the numbers of an earlier run in the same
             folder are put aside as ``metrics_<time>.jsonl``. Else what an earlier run wrote beyond that step is
             discarded, as those steps are made again.
-        size: Bytes of ``metrics.jsonl`` at the checkpoint the run goes on from, if known; what came later goes too.
+        lines: Of ``metrics.jsonl`` at the checkpoint the run goes on from, if known; what came later goes too.
         tensorboard: Whether to write events.
+
+    Attributes:
+        lines: Of ``metrics.jsonl`` so far.
     """
 
-    def __init__(self, folder: str | Path, step: int = 0, tensorboard: bool = True, size: int | None = None) -> None:
+    def __init__(self, folder: str | Path, step: int = 0, tensorboard: bool = True, lines: int | None = None) -> None:
         self._path = Path(folder) / "metrics.jsonl"
         self._folder = Path(folder) / "tensorboard" if tensorboard else None
         self._step = step
+        self.lines = 0
         self._file: IO[str] | None = None
         self._events: EventFile | None = None
         if not self._path.exists():
@@ -56,12 +60,7 @@ class MetricFiles:
             written = time.strftime("%Y%m%d_%H%M%S", time.localtime(self._path.stat().st_mtime))
             self._path.rename(self._path.with_name(f"metrics_{written}.jsonl"))
         else:
-            _drop_lines(self._path, step, size)
-
-    @property
-    def size(self) -> int:
-        """Bytes of ``metrics.jsonl`` so far."""
-        return self._path.stat().st_size if self._path.exists() else 0
+            self.lines = _drop_lines(self._path, step, lines)
 
     def write(self, step: int, epoch: int, values: Mapping[str, float], prefix: str) -> None:
         """Add one line.
@@ -78,6 +77,7 @@ class MetricFiles:
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - open until the run ends
         self._file.write(_JSON.encode(line) + "\n")
         self._file.flush()
+        self.lines += 1
         if self._folder is not None:
             tags = {name if "/" in name else f"{prefix}/{name}": value for name, value in values.items()}
             self._tensorboard().scalars(tags, step)
@@ -117,14 +117,17 @@ class MetricFiles:
         return self._events
 
 
-def _drop_lines(path: Path, step: int, size: int | None) -> None:
-    """Take out lines of later steps and beyond ``size``, and what a killed run left after the last line break."""
-    data = path.read_bytes()
-    text = data[:size].decode("utf-8", errors="ignore")  # the cut may go through a character
-    lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
-    kept = "".join(line for line in lines if _parsed(line)["step"] <= step)
-    if kept.encode() != data:
-        write_text(path, kept)
+def _drop_lines(path: Path, step: int, number: int | None) -> int:
+    """Take out lines of later steps and those after the first ``number``; return how many are left.
+
+    What a killed run left after the last line break goes too: the next line would be glued to it.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)[:number]
+    kept = [line for line in lines if _parsed(line)["step"] <= step]
+    if "".join(kept) != text:
+        write_text(path, "".join(kept))
+    return len(kept)
 
 
 def _parsed(line: str) -> Mapping[str, Any]:

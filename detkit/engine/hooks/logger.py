@@ -83,7 +83,7 @@ class LoggerHook(Hook):
         self._epoch = self._in_epoch = self._max_iters = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Sums of the events and the size of ``metrics.jsonl``: a resumed run writes the lines that it would have
+        """Sums of the events and the length of ``metrics.jsonl``: a resumed run writes the lines that it would have
         written without the interruption.
         """
         if self._files is None:
@@ -95,7 +95,7 @@ class LoggerHook(Hook):
         # Times are those of one process on one machine.
         return {
             "events": {name: state for name, state in sums.items() if not name.endswith("time")},
-            "size": self._files.size,
+            "lines": self._files.lines,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -111,7 +111,7 @@ class LoggerHook(Hook):
         self._timer = next((hook for hook in runner.hooks if isinstance(hook, IterTimerHook)), None)
         if runner.rank != 0:
             return
-        self._files = MetricFiles(runner.work_dir, runner.iter, self.tensorboard, resumed.get("size"))
+        self._files = MetricFiles(runner.work_dir, runner.iter, self.tensorboard, resumed.get("lines"))
         self._background = BackgroundCalls() if self.async_write else None
         console: Console = runner.console
         if console.is_terminal:
