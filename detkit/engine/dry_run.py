@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from mmengine.model import is_model_wrapper
 
+from detkit.engine.evaluation import EvaluationPart, evaluation_mode, evaluation_parts
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.runner import Runner
 
@@ -65,7 +66,7 @@ def dry_run(cfg: Any) -> list[str]:
         for step, losses in enumerate(report.losses, start=1):
             lines.append(f"step {step}     " + "  ".join(f"{name} {value:.4g}" for name, value in losses.items()))
         if runner.val_loop is not None:
-            lines.append(_validate(runner))
+            lines += [_validate(runner, part) for part in evaluation_parts(runner.val_loop)]
         if runner.device.type == "cuda":
             lines.append(f"memory     {torch.cuda.max_memory_allocated(runner.device) / 2**20:.0f} MiB")
     return lines
@@ -83,14 +84,13 @@ def _describe(runner: Any) -> list[str]:
     ]
 
 
-def _validate(runner: Any) -> str:
-    loader, evaluator = runner.val_dataloader, runner.val_evaluator
-    runner.model.eval()
+def _validate(runner: Any, part: EvaluationPart) -> str:
     count = 0
-    with torch.no_grad():
-        for batch in islice(loader, 2):
+    with evaluation_mode(runner.model), torch.no_grad():
+        for batch in islice(part.dataloader, 2):
             predictions = runner.model.val_step(batch)
-            evaluator.process(data_samples=predictions, data_batch=batch)
+            part.evaluator.process(data_samples=predictions, data_batch=batch)
             count += len(predictions)
-    names = ", ".join(type(metric).__name__ for metric in evaluator.metrics)
-    return f"validation {count} of {len(loader.dataset):,} images predicted and taken by {names}"
+    metrics = ", ".join(type(metric).__name__ for metric in part.evaluator.metrics)
+    name = f" of {part.name}" if part.name else ""
+    return f"validation {count} of {len(part.dataloader.dataset):,} images{name} predicted and taken by {metrics}"
