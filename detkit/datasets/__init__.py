@@ -4,6 +4,16 @@ from detkit.datasets.base import BaseDetDataset
 from detkit.datasets.batch_samplers import AspectRatioBatchSampler
 from detkit.datasets.coco import CocoDataset
 from detkit.datasets.label_map import LabelMap
+from detkit.datasets.samplers import InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
 from detkit.datasets.shapes import ShapesDataset
 
-__all__ = ["AspectRatioBatchSampler", "BaseDetDataset", "CocoDataset", "LabelMap", "ShapesDataset"]
+__all__ = [
+    "AspectRatioBatchSampler",
+    "BaseDetDataset",
+    "CocoDataset",
+    "InferenceSampler",
+    "LabelMap",
+    "RepeatFactorTrainingSampler",
+    "ShapesDataset",
+    "TrainingSampler",
+]

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from mmengine import runner as mmengine_runner
-from mmengine.evaluator import Evaluator
+from mmengine.evaluator import Evaluator as MMEngineEvaluator
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict, _ParamScheduler
 from mmengine.runner import BaseLoop
 from mmengine.visualization import Visualizer
@@ -25,10 +25,13 @@ from detkit.engine.activation_checkpointing import checkpoint_activations, merge
 from detkit.engine.auto_scale import base_batch
 from detkit.engine.compilation import compile_model
 from detkit.engine.dataloader import build_dataloader
+from detkit.engine.evaluator import Evaluator
 from detkit.engine.hooks.hook import overridden_stages
 from detkit.engine.log_processor import LogProcessor
+from detkit.engine.parallel import FSDP, revert_sync_batchnorm, use_full_states, wrap_model
 from detkit.engine.schedulers import build_schedulers
 from detkit.engine.seeding import derive_seed, seed_everything
+from detkit.engine.sharding import check_equal_lengths, take_each_sample_once
 from detkit.registry import (
     EVALUATOR,
     HOOKS,
@@ -104,18 +107,30 @@ class PartBuilder(mmengine_runner.Runner):
             return MODELS.build(model)
 
     def _init_model_weights(self) -> None:
+        if isinstance(self.model, FSDP):  # done before the weights were spread over the processes
+            return
         seed_everything(derive_seed(self.seed, "weights"))  # building a dataset may have drawn numbers
         super()._init_model_weights()
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
-        """Move the model to the run's device; mmengine takes the GPU where there is one."""
-        if self.distributed:
-            return super().wrap_model(model_wrapper_cfg, model)
+        """Move the model to the run's device and, in a run of several processes, wrap it for them.
+
+        mmengine takes the GPU where there is one, and wraps for a GPU where there is none.
+        """
+        if is_model_wrapper(model):
+            if model_wrapper_cfg is not None:
+                raise ValueError("model_wrapper_cfg is set, but the model given is wrapped already")
+            return model
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-            model = revert_sync_batchnorm(model)
-        return model.to(self.device)
+        model = model.to(self.device)
+        if not self.distributed:
+            return revert_sync_batchnorm(model)
+        if (model_wrapper_cfg or {}).get("type") == "FSDP" and self._train_loop is not None:
+            seed_everything(derive_seed(self.seed, "weights"))
+            model.init_weights()  # type: ignore[operator]
+        options = self.cfg.get("find_unused_parameters", False), self.cfg.get("sync_bn")
+        return wrap_model(model, model_wrapper_cfg, *options, self.logger)
 
     def _maybe_compile(self, target: str) -> None:
         """Compile what the config's ``compile`` says; mmengine compiles ``train_step``, in pieces."""
@@ -172,20 +187,27 @@ class PartBuilder(mmengine_runner.Runner):
         """A loader, or several where the config has a list of them."""
         cfg: Any = getattr(self, f"_{name}")
         if isinstance(cfg, Mapping):
-            with building(name, cfg):
-                cfg = self.build_dataloader(cfg, self.seed)
+            cfg = self._build_at(name, cfg)
         elif isinstance(cfg, (list, tuple)):
             cfg = [self._build_at(f"{name}.{index}", one) for index, one in enumerate(cfg)]
+        if name == "train_dataloader":
+            check_equal_lengths(cfg, name)
         setattr(self, f"_{name}", cfg)
         return cfg
 
     def _build_at(self, path: str, cfg: Any) -> DataLoader:
         with building(path, cfg):
-            return self.build_dataloader(cfg, self.seed)
+            loader = self.build_dataloader(cfg, self.seed)
+        if isinstance(self.model, FSDP):
+            # Weights are gathered batch by batch, so that each process needs as many; the evaluator drops repetitions.
+            check_equal_lengths(loader, path)
+        elif not path.startswith("train"):
+            take_each_sample_once(loader)
+        return loader
 
-    def build_evaluator(self, evaluator: Evaluator | dict[str, Any] | list[Any]) -> Evaluator:
+    def build_evaluator(self, evaluator: MMEngineEvaluator | dict[str, Any] | list[Any]) -> MMEngineEvaluator:
         """An evaluator of one metric, of several, or of a type of its own."""
-        if isinstance(evaluator, Evaluator):
+        if isinstance(evaluator, MMEngineEvaluator):
             return evaluator
         if isinstance(evaluator, Mapping) and "metrics" in evaluator:
             return EVALUATOR.build({"type": "Evaluator", **evaluator})
@@ -239,7 +261,10 @@ class PartBuilder(mmengine_runner.Runner):
             constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
                 {"type": kind, "optim_wrapper_cfg": options, "paramwise_cfg": rules}
             )
-            return constructor(self.model)
+            wrapper = constructor(self.model)
+        if isinstance(self.model, FSDP):
+            use_full_states(wrapper.optimizer)
+        return wrapper
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: Mapping[str, Any] | None = None) -> None:
         """Scale learning rates by batch size, of a runner that was not made from a config, which is scaled before.

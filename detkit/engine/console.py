@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from datetime import timedelta
 from pathlib import PurePath
 from typing import Any
@@ -11,7 +12,7 @@ from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-__all__ = ["ConsoleHandler", "ProgressDisplay", "duration", "use_console"]
+__all__ = ["ConsoleHandler", "ProgressDisplay", "duration", "only_errors", "use_console"]
 
 
 def duration(seconds: float) -> str:
@@ -53,6 +54,14 @@ def use_console(logger: MMLogger, console: Console) -> None:
     handler.setLevel(logger.handlers[0].level)
     handler.filters = logger.handlers[0].filters
     logger.handlers[0] = handler
+
+
+def only_errors(logger: MMLogger, file: str | os.PathLike[str]) -> None:
+    """Let ``logger`` write errors to ``file``, made with the first one, and print nothing."""
+    handler = logging.FileHandler(file, delay=True)
+    handler.setLevel(logging.ERROR)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.handlers = [handler]
 
 
 class ProgressDisplay:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader
 
+from detkit.engine.distributed import get_world_size
 from detkit.engine.seeding import SeededBatches, SeededDataset, derive_seed
+from detkit.engine.sharding import with_own_batch_size
 from detkit.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, check_keys, find, unknown_type, where
 
 __all__ = ["DATALOADER_KEYS", "build_dataloader", "build_function"]
@@ -17,7 +19,7 @@ __all__ = ["DATALOADER_KEYS", "build_dataloader", "build_function"]
 DATALOADER_KEYS = frozenset(
     {"dataset", "sampler", "batch_sampler", "batch_size", "drop_last", "num_workers", "persistent_workers"}
     | {"collate_fn", "worker_init_fn", "pin_memory", "pin_memory_device", "prefetch_factor", "timeout"}
-    | {"multiprocessing_context"}
+    | {"multiprocessing_context", "total_batch_size"}
 )
 
 
@@ -26,7 +28,8 @@ def build_dataloader(cfg: DataLoader | Mapping[str, Any], seed: int) -> DataLoad
 
     Args:
         cfg: ``dataset``, ``sampler`` and ``batch_size``, with ``batch_sampler``, ``collate_fn`` and torch's own
-            arguments where wanted; or a loader, which is returned as it is.
+            arguments where wanted; or a loader, which is returned as it is. ``batch_size`` is that of a process,
+            ``total_batch_size``, instead of it, that of all together.
         seed: Of the run.
 
     Raises:
@@ -36,6 +39,7 @@ def build_dataloader(cfg: DataLoader | Mapping[str, Any], seed: int) -> DataLoad
     if isinstance(cfg, DataLoader):
         return cfg
     check_keys(cfg, DATALOADER_KEYS, "")
+    cfg = with_own_batch_size(cfg)
     options = {key: value for key, value in cfg.items() if key not in ("dataset", "sampler", "batch_sampler")}
     if "dataset" not in cfg:
         raise KeyError(f"{where() or 'dataloader'}.dataset is missing: the data to load")
@@ -58,7 +62,8 @@ def build_dataloader(cfg: DataLoader | Mapping[str, Any], seed: int) -> DataLoad
     loader = DataLoader(
         SeededDataset(dataset, seed), batch_sampler=SeededBatches(batches), generator=generator, **options
     )
-    if len(loader) == 0:
+    # One of several processes may have nothing to evaluate.
+    if len(loader) == 0 and (len(dataset) == 0 or get_world_size() == 1):
         raise ValueError(
             f"{where() or 'dataloader'}: {len(dataset)} samples give no batch of {batches.batch_size} "
             f"(drop_last={batches.drop_last}); check the annotation file, filter_cfg and batch_size"

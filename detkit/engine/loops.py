@@ -16,6 +16,7 @@ from torch import nn
 
 from detkit.engine.data_stream import DataStream, Position
 from detkit.engine.seeding import iteration_seed, seed_everything
+from detkit.engine.parallel import sync_buffers
 from detkit.engine.train_step import train_step
 from detkit.registry import LOOPS
 
@@ -91,6 +92,7 @@ class _Resumable:
         due = done >= total or (self.val_interval > 0 and done % self.val_interval == 0)
         if runner.val_loop is None or done < self.val_begin or not due or self._validated == self._iter:
             return
+        sync_buffers(runner.model)
         runner.val_loop.run()
         self._validated = self._iter
         runner.model.train()

@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
@@ -28,7 +29,8 @@ from detkit.checkpoints import (
 from detkit.config import dump
 from detkit.engine.auto_scale import auto_scale_cfg, expected_world_size, other_batch, scaled_values
 from detkit.engine.builder import PartBuilder
-from detkit.engine.console import use_console
+from detkit.engine.console import only_errors, use_console
+from detkit.engine.distributed import get_world_size, init_distributed, shared_random_seed
 from detkit.engine.environment import (
     ENV_KEYS,
     cudnn_benchmark,
@@ -40,6 +42,7 @@ from detkit.engine.environment import (
 from detkit.engine.evaluation import EvaluationPart, evaluation_parts
 from detkit.engine.hooks.checkpoint import checkpoint_folder
 from detkit.engine.labels import check_heads, check_metric, check_same_classes, class_difference, classes_of, label_map
+from detkit.engine.parallel import sync_buffers
 from detkit.engine.state import capture, check_resumable, restore
 from detkit.events import EventStorage
 from detkit.registry import RUNNERS, check_keys
@@ -120,9 +123,10 @@ class Runner(PartBuilder):
         return dump(self.cfg)
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        """Set up processes, precision and the time stamp."""
+        """Join the other processes of the run, if it has any; set precision and the time stamp."""
         check_keys(env_cfg, ENV_KEYS, "env_cfg")
         options = dict(env_cfg)
+        self._join_processes(options.get("dist_cfg") or {})
         set_float32_precision(options.pop("float32_precision", None))
         # mmengine turns it on for evaluations too, whose images have ever new shapes.
         self.cudnn_benchmark = bool(options.pop("cudnn_benchmark", False))
@@ -133,6 +137,17 @@ class Runner(PartBuilder):
         if number:
             self._timestamp += f"_{number}"
 
+    def _join_processes(self, options: Mapping[str, Any]) -> None:
+        check_keys(options, {"backend", "timeout", "port", "init_backend"}, "env_cfg.dist_cfg")
+        known = {key: options[key] for key in ("timeout", "port") if key in options}
+        backend = options.get("backend")
+        if backend == "nccl" and self.device.type == "cpu":  # MMDetection's configs name it for any device
+            backend = None
+        joined = init_distributed(self._launcher, backend, device_type=self.device.type, **known)
+        self._distributed = joined and get_world_size() > 1
+        if self._distributed and self.device.type == "cuda":
+            self.device = torch.device("cuda", torch.cuda.current_device())
+
     def set_randomness(self, seed: int | None, diff_rank_seed: bool = False, deterministic: bool = False) -> None:
         """One seed for all processes: samplers share it, and each iteration adds the rank to it.
 
@@ -140,12 +155,15 @@ class Runner(PartBuilder):
         """
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses otherwise
+        seed = shared_random_seed() if seed is None else seed
         super().set_randomness(seed, False, deterministic)
 
     def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
         """A log file, and plain lines on the console; mmengine's stream handler would tear the progress display."""
         logger = super().build_logger(log_level, log_file, **kwargs)
         use_console(logger, self.console)
+        if self.rank:
+            only_errors(logger, Path(self._log_dir, f"{self.timestamp}_rank{self.rank}.log"))
         return logger
 
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
@@ -157,7 +175,8 @@ class Runner(PartBuilder):
 
     def dump_config(self) -> None:
         """Write the effective config to ``work_dir/config.py``."""
-        write_text(Path(self.work_dir, "config.py"), self.config_text)
+        if self.rank == 0:
+            write_text(Path(self.work_dir, "config.py"), self.config_text)
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call the hooks that have something to do at a stage, in their order.
@@ -340,14 +359,17 @@ class Runner(PartBuilder):
         meta: Mapping[str, Any] | None = None,
         by_epoch: bool = True,
     ) -> None:
-        """Write a checkpoint; mmengine's write loses the old file and the new one when killed."""
+        """Write a checkpoint; mmengine's write loses the old file and the new one when killed.
+
+        All processes must call it; the first one writes.
+        """
         self.call_hook("before_capture")
-        if self.rank != 0:
-            return
+        sync_buffers(_inner(self.model))
         done = {"epoch": self.epoch + by_epoch, "iter": self.iter + (not by_epoch), **(meta or {})}
         checkpoint = capture(self, done, save_optimizer, save_param_scheduler)
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
-        save_checkpoint_file(checkpoint, Path(out_dir, filename))
+        if self.rank == 0:
+            save_checkpoint_file(checkpoint, Path(out_dir, filename))
 
 
 def _datasets(kind: str, loop: Any) -> list[tuple[str, EvaluationPart]]:

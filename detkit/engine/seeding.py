@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from mmengine.dist import get_dist_info
 from torch.utils.data import Dataset
 
 __all__ = [
@@ -96,7 +97,7 @@ class SampleKey(NamedTuple):
 
     Attributes:
         epoch: Pass over the data.
-        position: Count of samples asked for before in this epoch; tells repeated indices apart.
+        position: Count of samples asked for before in this epoch, by all processes; tells repeated indices apart.
         sample: The dataset's index.
     """
 
@@ -131,12 +132,19 @@ class SeededBatches:
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         skip, self.skip = self.skip, 0
+        # Samplers hand samples out by turns, or stretches of the dataset: a sample's place in it, and so its seed, is
+        # the same however many processes there are.
+        rank, step = get_dist_info()
+        begin = getattr(getattr(self.batches, "sampler", None), "begin", None)
+        if begin is not None:
+            rank, step = begin, 1
         position = 0
         for number, batch in enumerate(self.batches):
             if number < skip:
                 position += len(batch)
                 continue
-            yield [SampleKey(self.epoch, position + place, index) for place, index in enumerate(batch)]
+            places = range(position, position + len(batch))
+            yield [SampleKey(self.epoch, p * step + rank, index) for p, index in zip(places, batch, strict=True)]
             position += len(batch)
 
     def set_epoch(self, epoch: int) -> None:

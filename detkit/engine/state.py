@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 import detkit
 from detkit.checkpoints import load_weights
+from detkit.engine.distributed import all_gather
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.labels import check_same_classes, classes_of, label_map
 from detkit.engine.schedulers import restore_schedulers, schedulers_state
@@ -55,7 +56,7 @@ def capture(runner: Any, meta: Mapping[str, Any], optimizer: bool, schedulers: b
         },
         "state_dict": model.state_dict(),
         "message_hub": {key: value for key, value in hub.runtime_info.items() if hub._resumed_keys.get(key)},
-        "rng": rng_state(),
+        "rng": all_gather(rng_state()),
         "position": position,
         "hooks": {name: state for name, hook in _named_hooks(runner) if (state := hook.state_dict())},
     }
@@ -98,7 +99,20 @@ def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
         runner.train_loop.load_state_dict(position, meta["epoch"], meta["iter"])
     else:
         runner.train_loop._epoch, runner.train_loop._iter = meta["epoch"], meta["iter"]
-    set_rng_state(checkpoint["rng"])
+    _restore_random_numbers(runner, checkpoint["rng"], path)
+
+
+def _restore_random_numbers(runner: Any, states: Sequence[dict[str, Any]], path: str) -> None:
+    if len(states) == runner.world_size:
+        set_rng_state(states[runner.rank])
+    else:
+        # Each iteration is seeded by its number in any case.
+        runner.logger.warning(
+            "%s: was written by %d processes, there are %d now: hooks that draw random numbers draw others",
+            path,
+            len(states),
+            runner.world_size,
+        )
 
 
 def check_resumable(checkpoint: Mapping[str, Any], path: str) -> None:
