@@ -15,8 +15,8 @@ from mmengine.runner.utils import calc_dynamic_intervals
 from torch import nn
 
 from detkit.engine.data_stream import DataStream, Position
-from detkit.engine.seeding import iteration_seed, seed_everything
 from detkit.engine.parallel import sync_buffers
+from detkit.engine.seeding import iteration_seed, seed_everything
 from detkit.engine.train_step import train_step
 from detkit.registry import LOOPS
 

@@ -61,6 +61,8 @@ def end_of(folder: Path) -> dict:
 def equal(one, two) -> bool:
     if isinstance(one, dict):
         return one.keys() == two.keys() and all(equal(one[key], two[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(map(equal, one, two))
     return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
 
 
