@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object, get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
+
+from detkit.engine.distributed import all_gather
 
 __all__ = ["ValidationLoss", "loads_in_original_frame", "to_network_frame", "without_losses"]
 
@@ -43,6 +44,10 @@ class ValidationLoss:
         self._images = 0
         self._last: Any = None
         self._buffers = _Buffers(self._model)
+        counts = all_gather(len(dataloader))
+        if min(counts) == 0:
+            raise ValueError(f"{source}: a loss needs a batch in each of {len(counts)} processes, they have {counts}")
+        self._longest = max(counts)
         self._batches = 0
 
     def add(self, data_batch: Any) -> None:
@@ -54,35 +59,20 @@ class ValidationLoss:
         self._last = data_batch
 
     def means(self) -> dict[str, float]:
-        """The means over the images of all processes.
-
-        Raises:
-            ValueError: A process had no batch, or the processes' losses have other names.
-        """
-        if get_world_size() > 1:
-            self._catch_up()
+        """The means over the images of all processes."""
+        with torch.no_grad():
+            # Uncounted, as often as others have more batches: a normaliser may wait for all processes.
+            for _ in range(self._longest - self._batches):
+                self._losses(self._last)
         names = list(self._sums)
         values = torch.stack(list(self._sums.values())).tolist() if names else []
-        gathered = all_gather_object((dict(zip(names, values, strict=True)), self._images))
+        gathered = all_gather((dict(zip(names, values, strict=True)), self._images))
         images = sum(count for _, count in gathered)
-        if not images:
-            raise ValueError(f"{self._source}: no images, and so no loss")
         totals: dict[str, float] = {}
         for sums, _ in gathered:
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + value
         return {name: value / images for name, value in totals.items()}
-
-    def _catch_up(self) -> None:
-        """Repeat the last batch, uncounted, as often as others had more: normalisers wait for all processes."""
-        counts = all_gather_object(self._batches)
-        if min(counts) == 0:
-            raise ValueError(
-                f"{self._source}: a loss needs a batch in each of {len(counts)} processes, their numbers are {counts}"
-            )
-        with torch.no_grad():
-            for _ in range(max(counts) - self._batches):
-                self._losses(self._last)
 
     def _losses(self, data_batch: Any) -> dict[str, Tensor]:
         if not isinstance(data_batch, Mapping) or "data_samples" not in data_batch:

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from engine import evaluation_ranks as ranks
 from engine.engine_toys import ToyModel
 from mmengine.structures import InstanceData, PixelData
 
 from detkit.config import load
 from detkit.datasets.shapes import generate
-from detkit.engine import Runner
+from detkit.engine import Runner, launch
 from detkit.engine.val_loss import ValidationLoss, loads_in_original_frame, to_network_frame
 from detkit.registry import MODELS
 from detkit.structures import BitmapMasks, DetDataSample
@@ -180,3 +181,30 @@ def test_ground_truth_moves_into_the_frame_of_the_network():
     sample.set_metainfo({"flip": True})
     with pytest.raises(ValueError, match=r"a\.jpg: a loss on annotations loaded after Resize"):
         to_network_frame(sample)
+
+
+@pytest.fixture(scope="module")
+def of_two():
+    return launch(ranks.two, 2, device_type="cpu", start_method="forkserver")
+
+
+def test_processes_with_unequal_shares_give_the_mean_over_all_images(of_two):
+    """Batches of 4 and 4 images in one, of 2 in the other: as in one process."""
+    model = ranks.toy_model(ToyModel)
+    alone = ranks.mean_losses(model, ranks.batches([0, 1, 2, 3], [4, 5, 6, 7], [8, 9]))
+    assert of_two["uneven"] == [pytest.approx(alone, rel=1e-6)] * 2
+    assert of_two["one empty"] == ["val_dataloader: a loss needs a batch in each of 2 processes, they have [2, 0]"] * 2
+    # By hand: the mean over images of what each batch reports.
+    total = 0.0
+    for batch in ranks.batches([0, 1, 2, 3], [4, 5, 6, 7], [8, 9]):
+        with torch.no_grad():
+            total += float(model(batch["inputs"], batch["data_samples"], mode="loss")["loss_cls"]) * len(
+                batch["inputs"]
+            )
+    assert alone["loss_cls"] == pytest.approx(total / 10, rel=1e-6)
+
+
+def test_processes_wait_for_a_function_that_evaluates(of_two):
+    assert of_two["metrics"] == [{"AP": 0.5}, {"AP": 0.5}]
+    slow, fast = of_two["times"]
+    assert fast["left"] >= slow["done"] > fast["done"]

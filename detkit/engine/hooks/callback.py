@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from mmengine.registry import FUNCTIONS
@@ -41,7 +40,7 @@ class CallbackHook(Hook):
             if stage not in _STAGES:
                 raise KeyError(f"CallbackHook: no stage {stage!r}; did you mean {quoted(nearest(stage, _STAGES))}?")
             # As if a subclass had overridden the stage: the runner finds it there, and calls no other.
-            setattr(self, stage, partial(_call, find_function(function, f"CallbackHook: {stage}")))
+            setattr(self, stage, _narrowed(find_function(function, f"CallbackHook: {stage}")))
 
 
 def find_function(function: Callable[..., Any] | str, source: str) -> Callable[..., Any]:
@@ -69,9 +68,14 @@ def find_function(function: Callable[..., Any] | str, source: str) -> Callable[.
     return function
 
 
-def _call(function: Callable[..., Any], runner: Any, **given: Any) -> None:
+def _narrowed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, called with those of a stage's arguments that it has parameters for."""
     parameters = inspect.signature(function).parameters.values()
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        names = {parameter.name for parameter in parameters}
-        given = {name: value for name, value in given.items() if name in names}
-    function(runner, **given)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return function
+    names = {parameter.name for parameter in parameters}
+
+    def call(runner: Any, **given: Any) -> None:
+        function(runner, **{name: value for name, value in given.items() if name in names})
+
+    return call

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detkit.engine.distributed import is_main_process, synchronize
+from detkit.engine.distributed import broadcast, is_main_process
 from detkit.engine.evaluation import evaluation_mode
 from detkit.engine.hooks.callback import find_function
 from detkit.engine.hooks.hook import Hook
@@ -27,8 +27,8 @@ class EvalFunctionHook(Hook):
     Nested dicts become ``a/b/c``. Without an interval the function runs after each validation and its numbers join
     the metrics, where ``save_best`` and ``EarlyStoppingHook`` find them; with one, they go to the log,
     ``metrics.jsonl`` and the visualizer. The model is in evaluation mode, no gradients are kept, and the random
-    numbers of the training go on as if nothing had happened. Processes wait for each other at the end; those
-    other than the main one may return None.
+    numbers of the training go on as if nothing had happened. Every process calls the function and waits for the
+    first one, whose numbers count; the others may return None.
 
     Args:
         func: A function of the runner, or its name in mmengine's registry ``FUNCTIONS``.
@@ -94,9 +94,9 @@ class EvalFunctionHook(Hook):
     def _evaluate(self, runner: Any) -> dict[str, float]:
         with evaluation_mode(runner.model), torch.no_grad(), fenced_random_numbers():
             results = self.func(runner)
+        # The first process decides: hooks that act on a metric must do the same everywhere. The others wait for it.
         name = getattr(self.func, "__name__", type(self.func).__name__)
-        self.results = {} if results is None and not is_main_process() else flatten_results(results, name)
-        synchronize()
+        self.results = broadcast(flatten_results(results, name) if is_main_process() else {})
         return self.results
 
 
