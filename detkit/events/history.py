@@ -159,15 +159,13 @@ class History:
     def state_dict(self) -> dict[str, Any]:
         """The sums, in plain types; not the values."""
         return {
-            "smoothing": self.smoothing,
             "count": self.count,
             "finite": [self._finite, self._finite_total],
-            "taken": [self._taken, self._taken_total] if self.smoothing else [0, 0.0],
+            "taken": [self._taken, self._taken_total],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the sums that :meth:`state_dict` gave."""
-        self.smoothing = state["smoothing"]
         self.count = state["count"]
         self._finite, self._finite_total = state["finite"]
         self._taken, self._taken_total = state["taken"]

@@ -217,8 +217,11 @@ class EventStorage:
         return histograms
 
     def state_dict(self) -> dict[str, Any]:
-        """Sums by name, in plain types: what means of a resumed run need. Waits for the device once."""
-        return {name: history.state_dict() for name, history in self.histories().items()}
+        """Sums by name of what is smoothed, in plain types: what the means of a resumed run need.
+
+        Waits for the device once.
+        """
+        return {name: history.state_dict() for name, history in self.histories().items() if history.smoothing}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the sums that :meth:`state_dict` gave; forget what was noted here before."""
@@ -226,7 +229,7 @@ class EventStorage:
         self._histories = {name: History(self._length) for name in state}
         for name, history in self._histories.items():
             history.load_state_dict(state[name])
-        self._smoothing = {name: history.smoothing for name, history in self._histories.items()}
+        self._smoothing = dict.fromkeys(state, True)
 
     def _with_values(self) -> list[tuple[str, History]]:
         return [(name, history) for name, history in self.histories().items() if len(history)]

@@ -264,5 +264,6 @@ def test_a_resumed_storage_goes_on_with_the_sums():
     resumed.put_scalar("loss", torch.tensor(6.0))
     assert resumed.history("loss").global_mean() == 4.0
     assert resumed.history("loss").take() == (8.0, 2, 0)
-    with pytest.raises(ValueError, match="smoothing=False before"):
-        resumed.put_scalar("lr", 0.1)
+    assert "lr" not in resumed.histories()
+    with pytest.raises(ValueError, match="smoothing=True before"):
+        resumed.put_scalar("loss", 1.0, smoothing=False)
