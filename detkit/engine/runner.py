@@ -16,6 +16,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
 from rich.console import Console
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from detkit.checkpoints import (
     from_rank0,
@@ -42,6 +43,7 @@ from detkit.engine.environment import (
 from detkit.engine.evaluation import EvaluationPart, evaluation_parts
 from detkit.engine.hooks.checkpoint import checkpoint_folder
 from detkit.engine.labels import check_heads, check_metric, check_same_classes, class_difference, classes_of, label_map
+from detkit.engine.optim import OptimWrapper
 from detkit.engine.parallel import sync_buffers
 from detkit.engine.state import capture, check_resumable, restore
 from detkit.events import EventStorage
@@ -365,6 +367,8 @@ class Runner(PartBuilder):
         """
         self.call_hook("before_capture")
         sync_buffers(_inner(self.model))
+        if isinstance(self.model, DistributedDataParallel) and isinstance(self.optim_wrapper, OptimWrapper):
+            self.optim_wrapper.share_begun_window()
         done = {"epoch": self.epoch + by_epoch, "iter": self.iter + (not by_epoch), **(meta or {})}
         checkpoint = capture(self, done, save_optimizer, save_param_scheduler)
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)

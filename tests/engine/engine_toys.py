@@ -58,6 +58,29 @@ class ToyModel(BaseModel):
 
 
 @MODELS.register_module()
+class BadToy(ToyModel):
+    """Its loss is not finite where a sample's index is in ``bad``; the sample also spoils the batch norm."""
+
+    def __init__(self, bad: tuple[int, ...] = (), value: float = float("nan"), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.bad = bad
+        self.value = value
+
+    def forward(self, inputs: Any, data_samples: Any = None, mode: str = "tensor") -> Any:
+        if mode != "loss":
+            return super().forward(inputs, data_samples, mode)
+        rows = torch.stack(list(inputs))
+        bad = torch.isin(rows[:, 3], torch.tensor(self.bad, dtype=torch.float32)).any()
+        rows = torch.where(bad, rows * self.value, rows)
+        return super().forward(list(rows), data_samples, mode)
+
+
+def bad_model(*bad: int, **options: Any) -> dict[str, Any]:
+    """Config of a model whose loss is not finite for the samples ``bad``."""
+    return {"type": "BadToy", "bbox_head": {"type": "ToyHead"}, "bad": bad, **options}
+
+
+@MODELS.register_module()
 class ToyConvModel(ToyModel):
     """With a convolution, whose weight has a memory format."""
 

@@ -6,34 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine.engine_toys import ToyModel
+from engine.engine_toys import bad_model
+from engine.guard_workers import both
 from no_sync import NoSync
 from torch import Tensor, nn
 
-from detkit.engine import CheckInvalidLossHook, OptimWrapper
+from detkit.engine import CheckInvalidLossHook, OptimWrapper, launch
 from detkit.engine.bundle import load_bundle
 from detkit.engine.hooks.hook import Hook
-from detkit.registry import MODELS
 
 EPOCH = 3  # iterations: 12 samples in batches of 4
-
-
-@MODELS.register_module()
-class BadToy(ToyModel):
-    """Its loss is not finite where a sample's index is in ``bad``; the sample also spoils the batch norm."""
-
-    def __init__(self, bad: tuple[int, ...] = (), value: float = float("nan"), **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.bad = bad
-        self.value = value
-
-    def forward(self, inputs, data_samples=None, mode="tensor"):
-        if mode != "loss":
-            return super().forward(inputs, data_samples, mode)
-        rows = torch.stack(list(inputs))
-        bad = torch.isin(rows[:, 3], torch.tensor(self.bad, dtype=torch.float32)).any()
-        rows = torch.where(bad, rows * self.value, rows)
-        return super().forward(list(rows), data_samples, mode)
 
 
 class Watch(Hook):
@@ -63,10 +45,6 @@ def equal(one: list[Tensor], other: list[Tensor]) -> bool:
 
 def finite(model: nn.Module) -> bool:
     return all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
-
-
-def bad_model(*bad: int, **options) -> dict:
-    return {"type": "BadToy", "bbox_head": {"type": "ToyHead"}, "bad": bad, **options}
 
 
 def run(make_runner, name="run", hook=None, logging=2, wrapper=None, **changes):
@@ -299,3 +277,32 @@ def test_low_precision_losses_are_looked_at():
 def test_arguments_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         CheckInvalidLossHook(**options)
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """What two processes saw of a loss that is not finite on the second one, and of gradients they accumulate."""
+    return launch(both, 2, args=(str(tmp_path_factory.mktemp("two")),), device_type="cpu", start_method="forkserver")
+
+
+def test_all_processes_raise_the_same_error_at_the_same_step(of_two):
+    one, two = (seen["bad"] for seen in of_two)
+    assert "not finite at iteration 3: on rank 1: loss=nan" in one["error"]
+    assert "rank 0" not in one["error"]
+    assert "images/9.jpg, images/11.jpg" in one["error"]
+    assert "replay.py" in one["error"]
+    assert one["error"] == two["error"]
+    assert one["iter"] == two["iter"] == 2
+    assert one["finite"]
+    assert two["finite"]
+    assert one["weights"] == two["weights"]
+    assert one["bundles"] == ["bundle_rank1.pth"]
+
+
+def test_processes_share_the_gradients_of_a_begun_window(of_two):
+    # inputs 1 and 3, halved by the window; then 4 on both, halved
+    one, two = (seen["window"] for seen in of_two)
+    assert (one["own"], two["own"]) == ([0.5, 0.5, None], [1.5, None, None])
+    assert one["shared"] == two["shared"] == [1.0, 0.25, None]
+    # mean of what was accumulated and of the second iteration: 1 + 2, and 0.25 + (2 + 0) / 2
+    assert one["weights"] == two["weights"] == [-3.0, -1.25, 0.0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -278,3 +280,17 @@ def test_a_fused_sgd_whose_first_step_overflows_has_no_uninitialised_momentum():
     assert fused.state[parameter]["momentum_buffer"].item() == 0.0
     wrapper.update_params(parameter.square().sum() / 2)
     assert parameter.item() == 0.0
+
+
+def test_the_loss_scale_is_logged(make_runner):
+    wrapper = {
+        "type": "AmpOptimWrapper",
+        "dtype": "float16",
+        "optimizer": {"type": "SGD", "lr": 0.1},
+        "loss_scale": {"init_scale": 8.0, "growth_interval": 2},
+    }
+    runner = make_runner(epochs=2, optim_wrapper=wrapper)
+    runner.train()
+    lines = map(json.loads, Path(runner.work_dir, "metrics.jsonl").read_text().splitlines())
+    # after iterations 2, 5 and 6: doubled each two steps
+    assert [line["loss_scale"] for line in lines if "loss_scale" in line] == [16.0, 32.0, 64.0]

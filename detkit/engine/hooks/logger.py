@@ -129,6 +129,9 @@ class LoggerHook(Hook):
             self._display.update(done)
         self._epoch, self._in_epoch = runner.epoch + 1, batch_idx + 1
         if self._is_due(runner, batch_idx, done):
+            loss_scale = getattr(runner.optim_wrapper, "loss_scale", None)
+            if loss_scale is not None:
+                runner.events.put_scalar("loss_scale", loss_scale, smoothing=False, step=done)
             self._write_line(runner, done, together=True)
 
     def _is_due(self, runner: Any, batch_idx: int, done: int) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper as MMEngineOptimWrapper
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
+from detkit.engine.distributed import is_distributed
 from detkit.engine.optim.clipping import build_clipper
 from detkit.engine.optim.skipping import can_skip_on_device, prepare_momentum, read_soon
 from detkit.registry import OPTIM_WRAPPERS
@@ -164,6 +165,23 @@ class OptimWrapper(MMEngineOptimWrapper):
         for parameter, gradient in zip(parameters, begun["gradients"], strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
         self._forbidden = parameters[0].new_ones((), dtype=torch.bool) if begun["forbidden"] else None
+
+    def share_begun_window(self) -> None:
+        """Give all processes of a data-parallel run the mean of their gradients of a window that is not finished.
+
+        Each has its own until the window's last backward pass, which takes the mean. A checkpoint holds those of one
+        process: taken early, the mean is in it. Every process must call this; nothing happens between windows.
+        """
+        parameters = self._parameters()
+        if not is_distributed() or self._inner_count % self._accumulative_counts == 0:
+            return
+        there = torch.stack([parameter.new_tensor(float(parameter.grad is not None)) for parameter in parameters])
+        distributed.all_reduce(there)  # a process may have left out what another used
+        for parameter, count in zip(parameters, there.tolist(), strict=True):
+            if count:
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                distributed.all_reduce(gradient)
+                parameter.grad = gradient.div_(distributed.get_world_size())
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
