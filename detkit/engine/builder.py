@@ -25,21 +25,19 @@ from detkit.engine.activation_checkpointing import checkpoint_activations, merge
 from detkit.engine.auto_scale import base_batch
 from detkit.engine.compilation import compile_model
 from detkit.engine.dataloader import build_dataloader
-from detkit.engine.evaluator import Evaluator
+from detkit.engine.evaluation import build_evaluator
 from detkit.engine.hooks.hook import overridden_stages
 from detkit.engine.log_processor import LogProcessor
+from detkit.engine.optim import build_optim_wrapper
 from detkit.engine.parallel import FSDP, revert_sync_batchnorm, use_full_states, wrap_model
 from detkit.engine.schedulers import build_schedulers
 from detkit.engine.seeding import derive_seed, seed_everything
 from detkit.engine.sharding import check_equal_lengths, take_each_sample_once
 from detkit.registry import (
-    EVALUATOR,
     HOOKS,
     LOG_PROCESSORS,
     LOOPS,
-    METRICS,
     MODELS,
-    OPTIM_WRAPPER_CONSTRUCTORS,
     VISUALIZERS,
     building,
 )
@@ -207,12 +205,7 @@ class PartBuilder(mmengine_runner.Runner):
 
     def build_evaluator(self, evaluator: MMEngineEvaluator | dict[str, Any] | list[Any]) -> MMEngineEvaluator:
         """An evaluator of one metric, of several, or of a type of its own."""
-        if isinstance(evaluator, MMEngineEvaluator):
-            return evaluator
-        if isinstance(evaluator, Mapping) and "metrics" in evaluator:
-            return EVALUATOR.build({"type": "Evaluator", **evaluator})
-        metrics = [evaluator] if isinstance(evaluator, Mapping) else evaluator
-        return Evaluator([METRICS.build(metric) if isinstance(metric, Mapping) else metric for metric in metrics])
+        return build_evaluator(evaluator)
 
     def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
         """Build the training loop and its data."""
@@ -254,14 +247,7 @@ class PartBuilder(mmengine_runner.Runner):
             "constructor" in optim_wrapper or isinstance(optim_wrapper.get("optimizer"), Mapping)
         ):  # built already, or several of them
             return super().build_optim_wrapper(optim_wrapper)
-        options = dict(optim_wrapper)
-        kind = options.pop("constructor", None) or "DefaultOptimWrapperConstructor"
-        rules = options.pop("paramwise_cfg", None)
-        with building("optim_wrapper", optim_wrapper):
-            constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
-                {"type": kind, "optim_wrapper_cfg": options, "paramwise_cfg": rules}
-            )
-            wrapper = constructor(self.model)
+        wrapper = build_optim_wrapper(self.model, optim_wrapper)
         if isinstance(self.model, FSDP):
             use_full_states(wrapper.optimizer)
         return wrapper

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.evaluator import Evaluator
+from mmengine.evaluator import Evaluator as MMEngineEvaluator
 from mmengine.runner import BaseLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
 from detkit.engine.environment import cudnn_benchmark
+from detkit.engine.evaluator import Evaluator
 from detkit.engine.seeding import derive_seed, fenced_random_numbers, seed_everything
 from detkit.engine.val_loss import ValidationLoss, without_losses
-from detkit.registry import LOOPS
+from detkit.registry import EVALUATOR, LOOPS, METRICS
 
 __all__ = [
     "EvaluationLoop",
@@ -24,6 +25,7 @@ __all__ = [
     "MultiDatasetValLoop",
     "TestLoop",
     "ValLoop",
+    "build_evaluator",
     "evaluation_mode",
     "evaluation_parts",
 ]
@@ -40,12 +42,22 @@ class EvaluationPart(NamedTuple):
 
     name: str | None
     dataloader: Any
-    evaluator: Evaluator
+    evaluator: MMEngineEvaluator
 
 
 def evaluation_parts(loop: Any) -> list[EvaluationPart]:
     """The datasets of any evaluation loop, also of one that is not detkit's."""
     return getattr(loop, "parts", None) or [EvaluationPart(None, loop.dataloader, loop.evaluator)]
+
+
+def build_evaluator(cfg: Any) -> MMEngineEvaluator:
+    """An evaluator of one metric, of several, or of a type of its own; one that is built already stays."""
+    if isinstance(cfg, MMEngineEvaluator):
+        return cfg
+    if isinstance(cfg, Mapping) and "metrics" in cfg:
+        return EVALUATOR.build({"type": "Evaluator", **cfg})
+    metrics = [cfg] if isinstance(cfg, Mapping) else cfg
+    return Evaluator([METRICS.build(metric) if isinstance(metric, Mapping) else metric for metric in metrics])
 
 
 @contextmanager
@@ -166,7 +178,7 @@ class ValLoop(EvaluationLoop):
         self,
         runner: Any,
         dataloader: DataLoader,
-        evaluator: Evaluator,
+        evaluator: MMEngineEvaluator,
         fp16: bool = False,
         dtype: str | torch.dtype | None = None,
         loss: bool = False,
@@ -194,7 +206,7 @@ class TestLoop(EvaluationLoop):
         self,
         runner: Any,
         dataloader: DataLoader,
-        evaluator: Evaluator,
+        evaluator: MMEngineEvaluator,
         fp16: bool = False,
         dtype: str | torch.dtype | None = None,
         loss: bool = False,

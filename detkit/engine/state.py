@@ -91,7 +91,7 @@ def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path}: its optimizer state does not fit optim_wrapper: {error}") from error
     _align_optimizer_state(runner.optim_wrapper)
-    restore_schedulers(runner, checkpoint.get("param_schedulers"), path)
+    restore_schedulers(runner.param_schedulers, checkpoint.get("param_schedulers"), path, runner.logger)
     for key, value in checkpoint["message_hub"].items():
         runner.message_hub.update_info(key, value)
     _restore_hooks(runner, checkpoint.get("hooks", {}), path)

@@ -15,9 +15,9 @@ from torch import nn
 from detkit.engine.dataloader import build_function
 from detkit.engine.optim.param_groups import describe_param_groups, reduce_param_groups
 from detkit.engine.optim.param_rules import RULE_KEYS, param_groups
-from detkit.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS, build, check_keys, find
+from detkit.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS, build, building, check_keys, find
 
-__all__ = ["DefaultOptimWrapperConstructor"]
+__all__ = ["DefaultOptimWrapperConstructor", "build_optim_wrapper"]
 
 # Those whose fused kernel runs on CUDA; Adagrad's runs on a CPU only.
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
@@ -111,3 +111,15 @@ class DefaultOptimWrapperConstructor:
         fits = all(parameter.is_cuda and parameter.is_floating_point() for parameter in model.parameters())
         one_device = len({parameter.device for parameter in model.parameters()}) == 1
         return {"fused": True} if fits and one_device else {}
+
+
+def build_optim_wrapper(model: nn.Module, cfg: Mapping[str, Any]) -> OptimWrapper:
+    """Build the optimizer of ``model`` and its wrapper from the ``optim_wrapper`` of a config."""
+    options = dict(cfg)
+    kind = options.pop("constructor", None) or "DefaultOptimWrapperConstructor"
+    rules = options.pop("paramwise_cfg", None)
+    with building("optim_wrapper", cfg):
+        constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
+            {"type": kind, "optim_wrapper_cfg": options, "paramwise_cfg": rules}
+        )
+        return constructor(model)

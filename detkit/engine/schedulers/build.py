@@ -16,21 +16,25 @@ __all__ = ["build_schedulers"]
 
 
 def build_schedulers(
-    cfg: Any, optimizer: Any, *, max_epochs: int | None, max_iters: int | None, epoch_length: int
+    cfg: Any, optimizer: Any, *, max_iters: int | None, epoch_length: int, max_epochs: int | None = None
 ) -> list[_ParamScheduler]:
     """Build the schedules of one optimizer.
 
     Args:
-        cfg: ``param_scheduler`` of a config: one or a list of dicts; a scheduler that is built already stays.
+        cfg: ``param_scheduler`` of a config: one or a list of dicts, or None; a scheduler that is built already stays.
         optimizer: The optimizer or its wrapper.
-        max_epochs: Length of the run, where a schedule in epochs has no ``end``; None if not known.
-        max_iters: The same for one in iterations.
+        max_iters: Length of the run, where a schedule in iterations has no ``end``; None if not known.
         epoch_length: Iterations of an epoch, for ``convert_to_iter_based``.
+        max_epochs: As ``max_iters``, for a schedule in epochs; by default the epochs in ``max_iters``.
 
     Raises:
         TypeError: Something else in the list, or a curve without its ``LRMultiplier``.
         ValueError: Two that set the same value at the same time.
     """
+    if cfg is None:
+        return []
+    if max_epochs is None and max_iters is not None:
+        max_epochs = max_iters // epoch_length
     several = isinstance(cfg, Sequence)
     schedulers: list[_ParamScheduler] = []
     for index, one in enumerate(cfg if several else [cfg]):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
+
+from mmengine.logging import print_log
 
 __all__ = ["restore_schedulers", "schedulers_state"]
 
@@ -16,18 +19,19 @@ def schedulers_state(schedulers: Any) -> Any:
     return _map(schedulers, lambda one: {"type": type(one).__name__, **_settings(one)})
 
 
-def restore_schedulers(runner: Any, saved: Any, path: str) -> None:
+def restore_schedulers(schedulers: Any, saved: Any, path: str, logger: logging.Logger | None = None) -> None:
     """Give the schedulers their progress; what the config says of them now counts, with a warning where it changed.
 
     Args:
-        runner: The run, with its schedulers built and its optimizer restored.
+        schedulers: Of the run; its optimizer is restored already.
         saved: ``param_schedulers`` of a checkpoint.
         path: Its file, for messages.
+        logger: Gets the warnings; by default that of the run in this process.
 
     Raises:
         ValueError: Another number of schedulers, or another type.
     """
-    now, before = _flat(runner.param_schedulers), _flat(saved)
+    now, before = _flat(schedulers), _flat(saved)
     names = [type(scheduler).__name__ for scheduler in now]
     if len(now) != len(before):
         raise ValueError(
@@ -46,9 +50,8 @@ def restore_schedulers(runner: Any, saved: Any, path: str) -> None:
             )
         for key in sorted(own.keys() - set(_PROGRESS)):
             if own[key] != state[key]:
-                runner.logger.warning(
-                    f"param_scheduler.{index} ({names[index]}): {key} was {state[key]} before, and is {own[key]} now"
-                )
+                change = f"{key} was {state[key]} before, and is {own[key]} now"
+                print_log(f"param_scheduler.{index} ({names[index]}): {change}", logger or "current", logging.WARNING)
         scheduler.load_state_dict({key: state[key] for key in own if key in _PROGRESS})
         if "_global_step" in own and state["end"] == state["_global_step"] and own["end"] > state["end"]:
             # mmengine's schedulers take no step at their end; in a run that goes on it is a step like any other.

@@ -5,6 +5,7 @@ Iterations are counted from 1, as everywhere in detkit: what Detectron2 calls it
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -175,15 +176,15 @@ def test_states_of_several_optimizers_keep_their_names():
     optimizers = {name: torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1) for name in ("gen", "disc")}
     curve = {"type": "LinearMultiplier"}
 
-    class Run:
-        param_schedulers = {name: [LRMultiplier(one, curve, end=10)] for name, one in optimizers.items()}
+    def built() -> dict[str, Any]:
+        return {name: [LRMultiplier(one, curve, end=10)] for name, one in optimizers.items()}
 
+    schedulers = built()
     for _ in range(4):
-        Run.param_schedulers["gen"][0].step()
-    state = schedulers_state(Run.param_schedulers)
+        schedulers["gen"][0].step()
+    state = schedulers_state(schedulers)
     assert state["gen"][0]["type"] == "LRMultiplier"
-    Run.param_schedulers = {name: [LRMultiplier(one, curve, end=10)] for name, one in optimizers.items()}
-    restore_schedulers(Run, state, "file.pth")
+    restore_schedulers(built(), state, "file.pth", logging.getLogger())
     assert {name: one.param_groups[0]["lr"] for name, one in optimizers.items()} == pytest.approx(
         {"gen": 0.06, "disc": 0.1}
     )
