@@ -63,7 +63,7 @@ def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
     def recomputed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(self, *args, **kwargs)
-        if torch.compiler.is_compiling():  # the compiler changes buffers once, whatever it computes again
+        if torch.compiler.is_compiling():  # a compiler that differentiates changes buffers once
             return checkpoint(forward, self, *args, use_reentrant=False, **kwargs)
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

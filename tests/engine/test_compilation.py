@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from mmengine.structures import InstanceData
 from torch import nn
 
 from detkit.checkpoints import load_checkpoint_file
@@ -114,11 +115,11 @@ def test_a_missing_triton_is_named():
 CONV = {"type": "ToyConvModel", "bbox_head": {"type": "ToyHead"}}
 
 
-@pytest.mark.parametrize("hooks", [[], [{"type": "ChannelsLastHook"}, {"type": "EMAHook", "momentum": 0.1}]])
-def test_a_run_is_what_it_is_without(make_runner, tmp_path, graphs, hooks):
+def test_a_run_is_what_it_is_without(make_runner, tmp_path, graphs):
     """To the bit, with channels last and averaged weights too; and either goes on with the other's checkpoint."""
     found, backend = graphs
     compiled = {"backend": "eager", "fullgraph": True}
+    hooks = [{"type": "ChannelsLastHook"}, {"type": "EMAHook", "momentum": 0.1}]
 
     def run(name, epochs, resume=False, **changes):
         torch._dynamo.reset()
@@ -171,13 +172,17 @@ RETINANET = {
 
 
 def retinanet():
-    from mmengine.structures import InstanceData
-
     torch.manual_seed(0)
     model = MODELS.build(RETINANET)
-    sample = DetDataSample(metainfo={"img_shape": (32, 32), "pad_shape": (32, 32), "batch_input_shape": (32, 32)})
+    return model, images(32, 32)
+
+
+def images(height, width):
+    """An image with an object, and its sample."""
+    shape = (height, width)
+    sample = DetDataSample(metainfo={"img_shape": shape, "pad_shape": shape, "batch_input_shape": shape})
     sample.gt_instances = InstanceData(bboxes=torch.tensor([[4.0, 4, 20, 20]]), labels=torch.tensor([1]))
-    return model, (torch.rand(1, 3, 32, 32), [sample])
+    return torch.rand(1, 3, *shape), [sample]
 
 
 def gradients(model, batch):
@@ -208,3 +213,15 @@ def test_the_default_backend_gives_the_same_losses_and_gradients(target):
     torch._dynamo.reset()
     compile_model(model, {"fullgraph": True} | ({"target": target} if target else {}), CPU)
     torch.testing.assert_close(gradients(model, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_sizes_of_images_are_compiled_once(graphs):
+    """By default each of the three parts has at most five graphs, however many sizes there are."""
+    found, backend = graphs
+    model, _ = retinanet()
+    compile_model(model, {"backend": backend}, CPU)
+    generator = torch.Generator().manual_seed(0)
+    for height, width in (torch.randint(1, 7, (200, 2), generator=generator) * 32).tolist():
+        gradients(model, images(height, width))
+    assert len(found) <= 3 * 5
