@@ -17,6 +17,7 @@ import errno
 import os
 import pickle
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ from detkit.checkpoints.unpickle import StructureUnpickler, load_pickle, only_da
 __all__ = ["load_checkpoint_file", "peek", "with_state_dict"]
 
 _ZIP = b"PK\x03\x04"
+_FOLDER = 0x10
 # A pickle of torch's magic number opens its older format.
 _TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -51,6 +53,7 @@ _BROKEN = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     zlib.error,
+    struct.error,
 )
 
 
@@ -115,7 +118,11 @@ def _dict_of(content: Any, path: Path) -> dict[str, Any]:
 def _check_sums(path: Path) -> None:
     """Compare the checksum of each entry: torch loads a file with flipped bits without a word."""
     with zipfile.ZipFile(path) as file:
-        if not any(entry.CRC for entry in file.infolist()):
+        entries = file.infolist()
+        # What is marked as a folder torch takes for empty: its tensor would be whatever is in memory.
+        if any(entry.external_attr & _FOLDER for entry in entries):
+            raise zipfile.BadZipFile("its table of contents is wrong")
+        if not any(entry.CRC for entry in entries):
             return  # torch.serialization.set_crc32_options(False) writes none
         damaged = file.testzip()
     if damaged is not None:
@@ -175,12 +182,19 @@ def peek(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     return only_data(content) if isinstance(content, dict) else None
 
 
+def _has_end(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # its table of contents is there, and wrong
+        return True
+
+
 def _unreadable(path: Path, error: Exception) -> str:
     size = path.stat().st_size
     with open(path, "rb") as file:
         is_zip = file.read(4) == _ZIP
     reason = str(error).partition("\n")[0] or type(error).__name__
-    if isinstance(error, EOFError) or (is_zip and not zipfile.is_zipfile(path)):
+    if isinstance(error, EOFError) or (is_zip and not _has_end(path)):
         return f"{path} ({size} bytes): the checkpoint is truncated; copy it again, or resume from an older one"
     if isinstance(error, zipfile.BadZipFile):
         return f"{path} ({size} bytes): the checkpoint is damaged ({reason}); copy it again, or take an older one"
