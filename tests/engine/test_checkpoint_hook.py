@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
+import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from engine.engine_toys import toy_config
+from mmengine.config import Config
 
-from detkit.checkpoints import files
+from detkit.checkpoints import save_checkpoint_file
 from detkit.engine import load_checkpoint_file
+from detkit.engine import runner as runner_module
 from detkit.engine.hooks import CheckpointHook
+from detkit.engine.hooks.hook import Hook
 
 
 def run(make_runner, name="run", epochs=4, values=(0.1, 0.3, 0.2, 0.25), resume=False, **options):
@@ -151,6 +158,12 @@ def test_a_new_run_puts_the_checkpoints_of_an_earlier_one_aside(make_runner, cap
         ({"rule": "higher", "save_best": "a"}, "rule must be 'greater' or 'less'"),
         ({"rule": ["less"], "save_best": ["a", "b"]}, "rule must be 'greater' or 'less'"),
         ({"filename_tmpl": "model.pth"}, "filename_tmpl must end in"),
+        ({"filename_tmpl": "{}_{}.pth"}, "filename_tmpl must end in"),
+        ({"filename_tmpl": "a/{}.pth"}, "filename_tmpl must end in"),
+        ({"final_name": "best_model.pth"}, "final_name must be a file name that ends in .pth"),
+        ({"final_name": "a/b.pth"}, "final_name must be a file name that ends in .pth"),
+        ({"out_dir": "s3://bucket"}, "out_dir must be a folder, got 's3://bucket'"),
+        ({"backend_args": {"backend": "petrel"}}, "backend_args must be None, got {'backend': 'petrel'}; checkpoints"),
     ],
 )
 def test_constructor_checks(options, message):
@@ -158,44 +171,206 @@ def test_constructor_checks(options, message):
         CheckpointHook(**options)
 
 
-def test_killed_at_any_write_or_deletion_the_run_can_go_on(make_runner, monkeypatch):
-    """Keeping one checkpoint and the best is the case in which mmengine loses everything."""
+def iterations(make_runner, name="run", count=40, val_interval=10, values=(), resume=False, evaluator=True, **options):
+    """An iteration-based run; returns it and the names of what was written, in order."""
+    hook = {"type": "CheckpointHook", "by_epoch": False, "interval": 10, **options}
+    train_cfg = {"by_epoch": False, "max_iters": count, "val_interval": val_interval}
+    changes = {"val_evaluator": {"type": "ToyMetric", "values": values}} if evaluator else {}
+    if not evaluator:
+        changes = dict.fromkeys(("val_evaluator", "val_dataloader", "val_cfg"))
+    hooks = toy_config("")["default_hooks"] | {"checkpoint": hook}
+    runner = make_runner(name, train_cfg=train_cfg, default_hooks=hooks, resume=resume, **changes)
+    written = []
+    save = runner.save_checkpoint
 
-    class Killed(BaseException):
-        pass
+    def spy(folder, name, **kwargs):
+        written.append(name)
+        save(folder, name, **kwargs)
 
-    replace, unlink = os.replace, Path.unlink
-    left = 0
+    runner.save_checkpoint = spy
+    runner.train()
+    return runner, written
 
-    def count(function, after):
-        def wrapped(*args, **kwargs):
-            nonlocal left
-            left -= 1
-            if left == 0 and not after:
-                raise Killed
-            result = function(*args, **kwargs)
-            if left == 0:
-                raise Killed
-            return result
 
-        return wrapped
+@pytest.mark.parametrize(
+    ("rule", "values", "saves", "best"),
+    [
+        # Detectron2's numbers
+        ("greater", (0.3, 0.4, 0.35, 0.5), 3, 0.5),
+        ("less", (1.0, 0.8, 0.9, 0.9), 2, 0.8),
+        # Where it saves 1, since it looks whether the first value is finite only; here 0.8 is the first
+        ("less", (float("nan"), 0.8, 0.9, 0.9), 1, 0.8),
+        # it writes 3 files here, and for mmengine infinity stays the best for ever
+        ("greater", (0.5, float("inf"), 0.4, float("nan"), 0.6), 2, 0.6),
+    ],
+)
+def test_how_often_the_best_is_saved(make_runner, rule, values, saves, best):
+    runner, written = iterations(
+        make_runner, count=10 * len(values), values=values, save_best="toy/mAP", rule=rule, max_keep_ckpts=1
+    )
+    assert sum(name.startswith("best_") for name in written) == saves
+    assert len(written) == len(values) + saves  # and nothing is written twice
+    assert best_of(runner)["toy/mAP"]["score"] == best
+    assert len([name for name in names(runner) if name.startswith("best_")]) == 1
 
-    options = {"epochs": 3, "values": (), "save_best": "toy/mAP", "max_keep_ckpts": 1}
-    expected = names(run(make_runner, "whole", **options))
-    killed = 0
-    for after in (False, True):
-        for step in range(2, 30):  # the first write is config.py
-            left = step
-            monkeypatch.setattr(files.os, "replace", count(replace, after))
-            monkeypatch.setattr(Path, "unlink", count(unlink, after))
-            try:
-                run(make_runner, f"run_{step}_{after}", **options)
-                break
-            except Killed:
-                killed += 1
-            finally:
-                monkeypatch.undo()
-            runner = run(make_runner, f"run_{step}_{after}", **options, resume=True)
-            assert names(runner) == expected, (step, after)
-            assert all(load_checkpoint_file(Path(runner.work_dir, file)) for file in expected)
-    assert killed > 15
+
+def test_a_resumed_run_keeps_the_better_model_and_starts_where_it_ended(make_runner):
+    """Detectron2 forgets the 0.9, and resumes from the best file, one iteration late."""
+    options = {
+        "save_best": "toy/mAP",
+        "interval": 5,
+        "filename_tmpl": "model_{:07d}.pth",
+        "final_name": "model_final.pth",
+    }
+    first, _ = iterations(make_runner, count=10, values=(0.9,), **options)
+    assert Path(first.work_dir, "last_checkpoint").read_text() == "model_final.pth"
+    # The last checkpoint was written before its validation, which is repeated first, and gives the same.
+    second, written = iterations(make_runner, count=30, values=(0.9, 0.1, 0.2), resume=True, **options)
+    assert best_of(second)["toy/mAP"] == {
+        "score": 0.9,
+        "file": "best_toy_mAP_model_0000010.pth",
+        "epoch": first.epoch,
+        "iter": 10,
+    }
+    # Step 11 came next, no other: the next checkpoint is that of step 15.
+    assert written == ["best_toy_mAP_model_0000010.pth", *(f"model_00000{number}.pth" for number in (15, 20, 25, 30))]
+    assert load_checkpoint_file(Path(second.work_dir, "model_final.pth"))["meta"]["iter"] == 30
+    # From a checkpoint after a validation: the best is in it, the next score is not the first.
+    (Path(second.work_dir) / "last_checkpoint").write_text("model_0000015.pth")
+    third, written = iterations(make_runner, count=30, values=(0.1, 0.2), resume=True, **options)
+    assert not [name for name in written if name.startswith("best_")]
+    assert best_of(third)["toy/mAP"]["score"] == 0.9
+
+
+def test_the_final_name_is_no_second_write(make_runner):
+    """Detectron2's names, counted from 1: period 2, 4 steps. It writes the last one twice."""
+    options = {"filename_tmpl": "model_{:07d}.pth", "final_name": "model_final.pth", "interval": 2, "evaluator": False}
+    runner, written = iterations(make_runner, "even", count=4, **options)
+    folder = Path(runner.work_dir)
+    assert names(runner) == {"model_0000002.pth", "model_0000004.pth", "model_final.pth"}
+    assert written == ["model_0000002.pth", "model_0000004.pth"]
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+    assert (folder / "model_final.pth").samefile(folder / "model_0000004.pth")
+    runner, written = iterations(make_runner, "odd", count=5, max_keep_ckpts=1, **options)
+    assert names(runner) == {"model_0000004.pth", "model_final.pth"}
+    assert written[-1] == "model_final.pth"
+    assert load_checkpoint_file(Path(runner.work_dir, "model_final.pth"))["meta"]["iter"] == 5
+
+
+def test_period_and_number_of_files(make_runner):
+    """fvcore's case: every tenth of 100 steps, and the last three of them."""
+    runner, _ = iterations(make_runner, "all", count=100, evaluator=False)
+    assert names(runner) == {f"iter_{number}.pth" for number in range(10, 101, 10)}
+    runner, _ = iterations(make_runner, "three", count=100, evaluator=False, max_keep_ckpts=3)
+    assert names(runner) == {"iter_80.pth", "iter_90.pth", "iter_100.pth"}
+    # The same steps, ten times as often: a file has no history in it (some bytes are digits of numbers).
+    sizes = [Path(runner.work_dir, f"iter_{number}.pth").stat().st_size for number in (80, 100)]
+    first = Path(runner.work_dir, "..", "all", "iter_10.pth").stat().st_size
+    assert max(abs(size - first) for size in sizes) < 600
+
+
+def test_a_save_starts_no_process_and_formats_no_config(make_runner, monkeypatch):
+    """mmengine formats the config and asks git at each save, for seconds."""
+
+    class Forbid(Hook):
+        def before_train(self, runner):
+            for place, name in ((subprocess.Popen, "__init__"), (Config, "pretty_text"), (runner_module, "dump")):
+                monkeypatch.setattr(place, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
+
+    runner = make_runner(epochs=2)
+    runner.register_hook(Forbid())
+    runner.train()
+    assert "epoch_2.pth" in names(runner)
+    assert "SGD" in load_checkpoint_file(Path(runner.work_dir, "epoch_2.pth"))["meta"]["cfg"]
+
+
+def test_checkpoints_may_be_elsewhere(make_runner, tmp_path):
+    options = {"epochs": 1, "save_best": "toy/mAP", "out_dir": str(tmp_path / "store")}
+    first = run(make_runner, **options)
+    assert names(first) == set()
+    store = tmp_path / "store" / "run"
+    assert {path.name for path in store.iterdir()} == {"epoch_1.pth", "best_toy_mAP_epoch_1.pth", "last_checkpoint"}
+    assert run(make_runner, **options | {"epochs": 2}, resume=True).iter == 6
+    assert (store / "epoch_2.pth").is_file()
+
+
+def test_published_files_hold_what_is_asked_for(make_runner):
+    runner = run(make_runner, epochs=2, values=(0.2, 0.1), save_best="toy/mAP", published_keys=["state_dict", "meta"])
+    published = sorted(name for name in names(runner) if "-" in name)
+    assert [name.partition("-")[0] for name in published] == ["best_toy_mAP_epoch_1", "epoch_2"]
+    for name in published:
+        content = load_checkpoint_file(Path(runner.work_dir, name))
+        assert content.keys() == {"state_dict", "meta"}
+        assert hashlib.sha256(Path(runner.work_dir, name).read_bytes()).hexdigest()[:8] == name.partition("-")[2][:8]
+    assert run(make_runner, epochs=3, resume=True).iter == 9  # from epoch_2.pth, not from what was published
+
+
+def test_a_run_that_is_stopped_early_is_saved(make_runner):
+    class Stop(Hook):
+        priority = "LOW"
+
+        def after_val_epoch(self, runner, metrics=None):
+            runner.train_loop.stop_training = runner.epoch == 2
+
+    for failing in (False, True):
+        hooks = toy_config("")["default_hooks"] | {"checkpoint": {"type": "CheckpointHook", "interval": 3}}
+        runner = make_runner(f"run_{failing}", epochs=4, default_hooks=hooks)
+        runner.register_hook(Stop())
+        if failing:  # an error is no end that is to be saved
+            runner.register_hook(Fails())
+        with pytest.raises(ZeroDivisionError) if failing else nullcontext():
+            runner.train()
+        assert names(runner) == (set() if failing else {"epoch_2.pth"})
+
+
+class Fails(Hook):
+    def after_train_epoch(self, runner):
+        if runner.epoch == 1:
+            raise ZeroDivisionError
+
+
+def test_a_moved_folder_is_resumed_from(make_runner, tmp_path):
+    """mmengine looks for the old place, or resumes a copy from the original's files."""
+    run(make_runner, epochs=2)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    for name in ("moved", "copy"):
+        assert run(make_runner, name, epochs=3, resume=True).iter == 9
+        assert (tmp_path / name / "epoch_3.pth").is_file()
+
+
+def test_weights_to_start_from_are_no_run(make_runner, tmp_path):
+    """Detectron2's file says iteration 89999: the run starts at 0, whether resuming was asked for or not."""
+    weights = make_runner("source").model.state_dict()
+    save_checkpoint_file({"model": weights, "iteration": 89999, "__author__": "x"}, tmp_path / "weights.pth")
+    for resume in (False, True):
+        runner = make_runner(f"run_{resume}", epochs=1, load_from=str(tmp_path / "weights.pth"), resume=resume)
+        runner.train()
+        assert (runner.epoch, runner.iter) == (1, 3)
+        assert "epoch_1.pth" in names(runner)
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "best"),
+    [
+        ({"save_best": "auto", "rule": "less"}, (0.3, 0.1, 0.2), {"toy/mAP": 0.1}),
+        ({"save_best": "toy/mAP", "less_keys": ["map"]}, (0.3, 0.1, 0.2), {"toy/mAP": 0.1}),
+        ({"save_best": "toy/loss", "greater_keys": "loss"}, (0.3, 0.1, 0.2), {"toy/loss": 1.0}),
+        (
+            {"save_best": ["toy/mAP", "toy/loss"], "rule": ["less", "greater"]},
+            (0.3, 0.1),
+            {"toy/mAP": 0.1, "toy/loss": 1},
+        ),
+    ],
+)
+def test_rules_are_told_by_name_or_given(make_runner, options, values, best):
+    runner = run(make_runner, epochs=len(values), values=values, **options)
+    assert {key: record["score"] for key, record in best_of(runner).items()} == best
+
+
+def test_metrics_that_improve_together_share_one_write(make_runner):
+    runner, written = iterations(make_runner, count=10, values=(0.5,), save_best=["toy/mAP", "toy/loss"])
+    one, two = (Path(runner.work_dir, f"best_toy_{key}_iter_10.pth") for key in ("mAP", "loss"))
+    assert one.samefile(two)
+    assert sum(name.startswith("best_") for name in written) == 1
+    assert load_checkpoint_file(two)["meta"]["metric"] == {"toy/mAP": 0.5, "toy/loss": 1.0}
