@@ -15,6 +15,7 @@ from torch import Tensor
 import detkit
 from detkit.checkpoints import load_weights
 from detkit.engine.distributed import all_gather
+from detkit.engine.hooks.ema import EMAHook
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.labels import check_same_classes, classes_of, label_map
 from detkit.engine.schedulers import restore_schedulers, schedulers_state
@@ -82,6 +83,7 @@ def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
     dataset = runner.train_dataloader.dataset
     own = (label_map(dataset) or {}).get("classes")
     check_same_classes(classes_of(checkpoint), path, own, "train_dataloader.dataset")
+    _check_average(runner, checkpoint, path)
     position = _position(runner, checkpoint, path)
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -143,6 +145,16 @@ def _position(runner: Any, checkpoint: Mapping[str, Any], path: str) -> Mapping[
             "resumed with the dataset, the batch size and the number of processes it was started with"
         )
     return position
+
+
+def _check_average(runner: Any, checkpoint: Mapping[str, Any], path: str) -> None:
+    """The weights in the file may be an average, to which the optimizer's state does not belong."""
+    if "ema_state_dict" in checkpoint and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
+        raise ValueError(
+            f"{path}: its weights are an average over the training, and the run has no EMAHook (or SWAHook) to go on "
+            "from those beside it; add the hook that the run was started with to custom_hooks, or start a new run "
+            f"from the average with --cfg-options load_from={path}"
+        )
 
 
 def _named_hooks(runner: Any) -> list[tuple[str, Hook]]:

@@ -6,8 +6,9 @@ import os
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
+from detkit.engine.batch_norm import update_bn_stats
 from detkit.engine.distributed import (
     all_gather,
     broadcast,
@@ -49,6 +50,7 @@ def collectives(processes_per_machine: int) -> list[dict[str, Any]]:
         "sum": reduced(rank, average=False),
         "local": local.item(),
         "world": world.item(),
+        "statistics": batch_norm_statistics(rank),
     }
     synchronize()
     return all_gather(seen)
@@ -59,6 +61,13 @@ def reduced(rank: int, average: bool) -> dict[str, Any]:
     if rank:  # filled in another order
         values = dict(reversed(values.items()))
     return {name: value.tolist() for name, value in reduce_dict(values, average).items()}
+
+
+def batch_norm_statistics(rank: int) -> tuple[float, float]:
+    layer = nn.BatchNorm1d(1)
+    values = [[1.0, 3.0], [2.0, 4.0], [6.0, 8.0], [5.0, 7.0, 9.0]][rank]
+    update_bn_stats(layer, [torch.tensor(values)[:, None]], 1)
+    return layer.running_mean.item(), layer.running_var.item()
 
 
 def process_id() -> int:

@@ -23,5 +23,10 @@ def test_objects_reach_whom_they_are_for(of_four):
     assert [seen["broadcast"] for seen in of_four] == ["from 2"] * 4
 
 
+def test_batch_norms_get_the_statistics_of_all_processes(of_four):
+    # the values 1 to 9: mean 5, squares of the differences 2 * (16 + 9 + 4 + 1)
+    assert [seen["statistics"] for seen in of_four] == [pytest.approx((5.0, 60 / 9))] * 4
+
+
 def test_launch_of_one_process_stays_in_this_one():
     assert launch(workers.process_id, 1) == os.getpid()

@@ -3,6 +3,7 @@
 from detkit.engine.hooks.callback import CallbackHook
 from detkit.engine.hooks.checkpoint import CheckpointHook
 from detkit.engine.hooks.early_stopping import EarlyStoppingHook
+from detkit.engine.hooks.ema import EMAHook
 from detkit.engine.hooks.eval_function import EvalFunctionHook
 from detkit.engine.hooks.expected_results import ExpectedResultsHook
 from detkit.engine.hooks.hook import Hook
@@ -12,9 +13,11 @@ from detkit.engine.hooks.logger import LoggerHook
 from detkit.engine.hooks.memory import CudaMemoryHook, MemoryProfilerHook
 from detkit.engine.hooks.memory_format import ChannelsLastHook
 from detkit.engine.hooks.param_scheduler import ParamSchedulerHook
+from detkit.engine.hooks.precise_bn import PreciseBNHook
 from detkit.engine.hooks.preemption import Preempted, PreemptionHook
 from detkit.engine.hooks.profiler import AutogradProfiler, TorchProfilerHook
 from detkit.engine.hooks.runtime_info import RuntimeInfoHook
+from detkit.engine.hooks.swa import SWAHook
 from detkit.engine.hooks.visualization import DetVisualizationHook
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "CheckpointHook",
     "CudaMemoryHook",
     "DetVisualizationHook",
+    "EMAHook",
     "EarlyStoppingHook",
     "EvalFunctionHook",
     "ExpectedResultsHook",
@@ -33,8 +37,10 @@ __all__ = [
     "LoggerHook",
     "MemoryProfilerHook",
     "ParamSchedulerHook",
+    "PreciseBNHook",
     "Preempted",
     "PreemptionHook",
     "RuntimeInfoHook",
+    "SWAHook",
     "TorchProfilerHook",
 ]
