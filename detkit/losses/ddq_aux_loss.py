@@ -117,7 +117,7 @@ class DDQAuxLoss(nn.Module):
         labels = torch.where(positive, labels, cls_scores.shape[-1])
         quality = aligned_quality(metrics, overlaps, gt_inds, ground_truth.valid.shape[1])
         weight = ((gt_inds >= 0) & ground_truth.valid.any(dim=1, keepdim=True)).to(quality.dtype)
-        avg_factor = reduce_mean(quality.sum()).clamp(min=1)
+        avg_factor = reduce_mean(quality.sum(), least=1)
         loss_cls = self.loss_cls(
             cls_scores.flatten(0, 1), (labels.flatten(), quality.flatten()), weight.flatten(), avg_factor=avg_factor
         )

@@ -19,3 +19,9 @@ def test_gradients_are_those_of_one_process(found, name, kind, images):
     expected = gradients(MODELS[name](1), images)
     for parameter, value in found[f"{name}, {kind}"].items():
         torch.testing.assert_close(value, expected[parameter], rtol=1e-5, atol=1e-7)
+
+
+def test_a_compiled_loss_takes_the_mean_of_all_processes_too(found):
+    expected = gradients(MODELS["retina"](1), [0, 1, 2, 3])
+    for parameter, value in found["retina, compiled"].items():
+        torch.testing.assert_close(value, expected[parameter], rtol=1e-5, atol=1e-7)

@@ -10,12 +10,16 @@ from mmengine.structures import InstanceData
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detkit.losses import CrossEntropyLoss, FocalLoss, GIoULoss
+from detkit.engine import compile_model
+from detkit.losses import CrossEntropyLoss, FocalLoss, GIoULoss, L1Loss
 from detkit.models.dense_heads import RetinaHead
+from detkit.models.dense_heads.anchor_targets import AnchorTargets
 from detkit.models.dense_heads.fcos_loss import fcos_losses, fcos_targets
+from detkit.models.dense_heads.rpn_loss import rpn_losses
+from detkit.models.roi_heads.fast_rcnn_loss import fast_rcnn_losses
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
-from detkit.task_modules import MlvlPointGenerator
+from detkit.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder, MlvlPointGenerator
 
 # The first two images have objects, the other two none: the processes count very different numbers.
 OBJECTS = ([[4.0, 4, 30, 34], [20, 10, 60, 50], [8, 8, 24, 24]], [[2.0, 2, 62, 60]], [], [])
@@ -82,10 +86,50 @@ class FCOS(nn.Module):
         return sum(losses.values())
 
 
+class Proposals(nn.Module):
+    """Free predictions of anchors and of sampled proposals, and the losses of a two-stage detector over them.
+
+    The sampler gave the first image few anchors and the second few proposals.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.rpn = nn.Parameter(torch.randn(4, 64, 5, generator=generator))
+        self.roi = nn.Parameter(torch.randn(4, 10, 8, generator=generator))
+        self.sampled = torch.rand(4, 64, generator=generator) < torch.tensor([[0.1], [0.9], [0.5], [0.5]])
+        self.counted = (torch.rand(4, 10, generator=generator) < torch.tensor([[0.9], [0.2], [0.5], [0.5]])).float()
+
+    def forward(self, images: list[int]) -> Tensor:
+        (anchors,) = AnchorGenerator([8], [1.0], [1.0]).grid_priors([(8, 8)])
+        labels = torch.arange(64).expand(len(images), 64) % 2
+        sampled = self.sampled[images].float()
+        shifted = (anchors + 1).expand(len(images), 64, 4)
+        targets = AnchorTargets(labels, sampled, shifted, sampled * (labels == 0), sampled.sum())
+        logits, deltas = self.rpn[images].split([1, 4], dim=-1)
+        parts = targets, CrossEntropyLoss(use_sigmoid=True), L1Loss()
+        rpn = rpn_losses(logits.squeeze(-1), deltas, anchors, *parts)
+        of_classes, of_boxes = self.roi[images].flatten(0, 1).split([4, 4], dim=-1)
+        count, boxes = len(of_classes), anchors[:10].repeat(len(images), 1)
+        roi = fast_rcnn_losses(
+            of_classes,
+            of_boxes,
+            boxes,
+            boxes + 1,
+            torch.arange(count) % 4,
+            DeltaXYWHBBoxCoder(),
+            CrossEntropyLoss(),
+            L1Loss(),
+            weights=self.counted[images].flatten(),
+        )
+        return sum(value for losses in (rpn, roi) for name, value in losses.items() if "loss" in name)
+
+
 # The moving average starts at a number per process.
 MODELS: dict[str, Callable[[int], nn.Module]] = {
     "retina": lambda processes: Retina(),
     "retina, moving": lambda processes: Retina({"type": "EMA", "init": 20.0 / processes}),
+    "proposals": lambda processes: Proposals(),
     "fcos": lambda processes: FCOS(),
 }
 
@@ -110,6 +154,9 @@ def work(rank: int, folder: str) -> None:
     for name, build in MODELS.items():
         for kind, images in (("even", [[0, 1], [2, 3]]), ("no objects", [[2, 3], [3, 2]])):
             found[f"{name}, {kind}"] = gradients(DistributedDataParallel(build(2)), images[rank])
+    compiled = Retina()
+    compile_model(compiled, {"backend": "eager", "target": "head.loss", "fullgraph": True}, torch.device("cpu"))
+    found["retina, compiled"] = gradients(DistributedDataParallel(compiled), [[0, 1], [2, 3]][rank])
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
         # Only this rank asks: without gradients it must not wait for the other.
