@@ -16,7 +16,7 @@ from detkit.registry import LOG_PROCESSORS, check_keys
 __all__ = ["LogProcessor"]
 
 _STATISTICS: dict[str, Any] = {"mean": np.mean, "median": np.median, "max": np.max, "min": np.min}
-_NOT_LOSSES = {"loss", "lr", "time", "data_time", "hook_time", "memory"}
+_PLACED = {"loss", "lr", "time", "data_time", "hook_time", "memory"}
 
 
 @LOG_PROCESSORS.register_module()
@@ -97,11 +97,9 @@ class LogProcessor:
     def values(self, values: Mapping[str, float], eta: float | None) -> str:
         """``loss 0.812 (cls 0.5 bbox 0.312)  lr 0.02  eta 1:23:45  time 0.25`` and all else that was noted."""
         digits = self.num_digits
-        parts = [
-            f"{name.removeprefix('loss_')} {value:.{digits}g}"
-            for name, value in values.items()
-            if "loss" in name and name not in _NOT_LOSSES
-        ]
+        others = [name for name in values if name not in _PLACED]
+        losses = [name for name in others if "loss" in name and name != "loss_scale" and not name.startswith("[")]
+        parts = [f"{name.removeprefix('loss_')} {values[name]:.{digits}g}" for name in losses]
         shown = [f"loss {values['loss']:.{digits}g}"] if "loss" in values else []
         if parts:
             shown.append(f"({' '.join(parts)})")
@@ -113,8 +111,8 @@ class LogProcessor:
         shown += [f"{name} {values[name]:.{digits}g}" for name in ("time", "data_time") if name in values]
         if "memory" in values:
             shown.append(f"memory {values['memory']:.0f}")
-        others = (name for name in values if "loss" not in name and name not in _NOT_LOSSES)
-        return "  ".join([*shown, *(f"{name} {values[name]:.{digits}g}" for name in others)])
+        rest = (name for name in others if name not in losses)
+        return "  ".join([*shown, *(f"{name} {values[name]:.{digits}g}" for name in rest)])
 
 
 def _checked(entry: Mapping[str, Any], path: str) -> Mapping[str, Any]:

@@ -34,7 +34,7 @@ def plot_run(work_dir: str | Path) -> list[Path]:
     work_dir = Path(work_dir)
     records = read_metrics(work_dir / "metrics.jsonl")
     names = list(dict.fromkeys(name for record in records for name in record))
-    losses = [name for name in names if "loss" in name and "/" not in name]
+    losses = [name for name in names if "loss" in name and "/" not in name and name != "loss_scale"]
     precisions = [name for name in names if "mAP" in name]
     written = []
     if losses:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapperDict
-from mmengine.runner import BaseLoop
+from mmengine.runner import BaseLoop, IterBasedTrainLoop
 from rich.console import Console
 
 from detkit.engine.background import BackgroundCalls
@@ -17,21 +17,11 @@ from detkit.engine.distributed import gather
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.hooks.iter_timer import IterTimerHook
 from detkit.engine.metric_files import MetricFiles, scalars
+from detkit.engine.metric_lines import Report, combined
 from detkit.engine.optim.param_groups import summary_lr
 from detkit.registry import HOOKS
 
 __all__ = ["LoggerHook"]
-
-_SLOWEST = {"data_time", "memory"}  # of these the largest of all processes counts, not the mean
-
-
-class _Report(NamedTuple):
-    """What one process has to say of one scalar since the last line."""
-
-    total: float
-    number: int
-    step: int | None  # of a scalar that is not smoothed, and is reported at its own step
-    shown: float  # in the terminal
 
 
 @HOOKS.register_module()
@@ -80,6 +70,7 @@ class LoggerHook(Hook):
         self._events: Any = None
         self._resumed: Mapping[str, Any] = {}
         self._failed = False
+        self._by_epoch = True
         self._epoch = self._in_epoch = self._max_iters = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,6 +97,7 @@ class LoggerHook(Hook):
         """Open the files, and the progress display on a terminal."""
         self._failed = False
         self._events, self._max_iters = runner.events, runner.max_iters
+        self._by_epoch = not isinstance(runner.train_loop, IterBasedTrainLoop)
         resumed, self._resumed = self._resumed or {}, {}
         self._events.load_state_dict(resumed.get("events", {}))
         self._timer = next((hook for hook in runner.hooks if isinstance(hook, IterTimerHook)), None)
@@ -137,7 +129,7 @@ class LoggerHook(Hook):
     def _is_due(self, runner: Any, batch_idx: int, done: int) -> bool:
         if (batch_idx + 1) % self.interval == 0 or done >= self._max_iters:
             return True
-        if self.ignore_last and batch_idx + 1 > self.interval:
+        if not self._by_epoch or (self.ignore_last and batch_idx + 1 > self.interval):
             return False
         length = len(runner.train_dataloader)
         return batch_idx + 1 == length and (not self.ignore_last or length < self.interval)
@@ -210,24 +202,25 @@ class LoggerHook(Hook):
         gathered = gather(reports) if together else [reports]
         if runner.rank != 0 or not any(gathered):
             return
-        lines, shown = _lines(gathered, done)
-        latest = lines.setdefault(done, {})
-        latest.update(runner.log_processor.custom(runner.events, self._in_epoch))
-        for values in (latest, shown):
-            values.update(_learning_rates(runner))
+        lines, shown = combined(gathered, done)
+        processor = runner.log_processor
+        if done in lines:
+            for values in (lines[done], shown):
+                values.update(processor.custom(runner.events, self._in_epoch))
+                values.update(_learning_rates(runner))
         for step in sorted(lines):
             self._write(runner, step, self._epoch, lines[step], "train")
         self._write_pictures(runner)
-        processor = runner.log_processor
+        shown.update({name: lines[done][name] for name in ("time", "data_time") if name in lines.get(done, {})})
         head = processor.progress(runner, self._epoch, done, self._in_epoch)
         eta = None if self._timer is None else self._timer.eta(runner.events, runner.max_iters - done)
-        tail = processor.values(shown | {name: latest[name] for name in ("time", "data_time") if name in latest}, eta)
+        tail = processor.values(shown, eta)
         # The display shows the line already; the log file keeps it in any case.
         runner.logger.info("%s  %s", head, tail, extra={"console": self._display is None})
         if self._display is not None:
             self._display.update(done, head, tail)
 
-    def _reports(self, runner: Any) -> dict[str, _Report]:
+    def _reports(self, runner: Any) -> dict[str, Report]:
         waited = 0.0
         if runner.device.type == "cuda":
             begin = time.perf_counter()
@@ -236,9 +229,6 @@ class LoggerHook(Hook):
             if self._timer is not None:
                 self._timer.book_wait(waited)
         _take_from_hub(runner)
-        scale = getattr(runner.optim_wrapper, "loss_scale", None)
-        if scale is not None:
-            runner.events.put_scalar("grad_scale", scale, smoothing=False)
         reports = {}
         for name, history in runner.events.histories().items():
             taken = history.take()
@@ -246,10 +236,10 @@ class LoggerHook(Hook):
                 continue
             total = taken.total + waited if name == "time" else taken.total
             shown = runner.log_processor.smoothed(name, history) if len(history) else total / taken.number
-            reports[name] = _Report(total, taken.number, None if history.smoothing else taken.step, shown)
+            reports[name] = Report(total, taken.number, None if history.smoothing else taken.step, shown)
         if reports and runner.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(runner.device) / 2**20  # MiB; asks the host only
-            reports["memory"] = _Report(memory, 1, None, memory)
+            reports["memory"] = Report(memory, 1, None, memory)
         return reports
 
     def _write(self, runner: Any, step: int, epoch: int, values: Mapping[str, float], prefix: str) -> None:
@@ -284,32 +274,6 @@ def image_paths(data_batch: Any) -> list[str]:
     """Paths of a batch's images, as far as its samples know them."""
     samples = data_batch.get("data_samples", ()) if isinstance(data_batch, Mapping) else ()
     return [str(sample.get("img_path")) for sample in samples if hasattr(sample, "get") and "img_path" in sample]
-
-
-def _lines(gathered: list[dict[str, _Report]], done: int) -> tuple[dict[int, dict[str, float]], dict[str, float]]:
-    """What all processes say together.
-
-    Args:
-        gathered: The reports of each process; one may lack names that others have.
-        done: Step of what is smoothed.
-
-    Returns:
-        Values by step, and those for the terminal.
-    """
-    names = dict.fromkeys(name for reports in gathered for name in reports)
-    lines: dict[int, dict[str, float]] = {}
-    shown = {}
-    for name in names:
-        reports = [reports[name] for reports in gathered if name in reports]
-        if name in _SLOWEST:
-            value = max(report.total / report.number for report in reports)
-            shown[name] = max(report.shown for report in reports)
-        else:
-            value = sum(report.total for report in reports) / sum(report.number for report in reports)
-            shown[name] = sum(report.shown for report in reports) / len(reports)
-        steps = [done if report.step is None else report.step for report in reports]
-        lines.setdefault(max(steps), {})[name] = value
-    return lines, shown
 
 
 def _take_from_hub(runner: Any) -> None:
