@@ -41,17 +41,19 @@ def configure(args: argparse.Namespace) -> Any:
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.device is not None:
         cfg.device = args.device
-    evaluators = cfg.get("test_evaluator") or []
-    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-        show_classes(evaluator)
+    show_classes(cfg.get("test_evaluator") or [])
     return cfg
 
 
-def show_classes(evaluator: dict[str, Any]) -> None:
-    """Ask for the table per class where the metric has one and the config does not decide."""
+def show_classes(evaluator: Any) -> None:
+    """Ask for the table per class where a metric has one and the config does not decide."""
     from detkit.registry import METRICS
     from detkit.signature import accepted_arguments
 
+    if isinstance(evaluator, (list, tuple)):  # several metrics, or those of each of several datasets
+        for one in evaluator:
+            show_classes(one)
+        return
     kind = evaluator.get("type")
     cls = METRICS.get(kind) if isinstance(kind, str) else kind
     if cls is not None and "classwise" in accepted_arguments(cls).accepted:
