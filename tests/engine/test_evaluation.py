@@ -12,7 +12,7 @@ from engine.engine_toys import ToyModel, toy_config
 from mmengine.structures import BaseDataElement
 
 from detkit.engine.evaluation import evaluation_mode
-from detkit.engine.hooks.hook import Hook
+from detkit.engine.hooks import CheckpointHook, Hook
 from detkit.engine.seeding import seed_everything
 from detkit.registry import HOOKS, MODELS
 
@@ -148,7 +148,7 @@ def test_the_best_of_one_dataset_among_several_is_kept(make_runner):
     hooks = {"checkpoint": {"type": "CheckpointHook", "save_best": "night/toy/mAP"}}
     runner = make_runner(epochs=1, **two_datasets("val"), default_hooks=hooks)
     runner.train()
-    assert runner.message_hub.get_info("best")["night/toy/mAP"]["score"] == 0.75
+    assert hook_of(runner, CheckpointHook).best["night/toy/mAP"]["score"] == 0.75
 
 
 @pytest.mark.parametrize("names", [["day"], ["day", "day"], ["day", "night", "dusk"]])

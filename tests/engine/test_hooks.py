@@ -15,7 +15,7 @@ import torch
 from engine.engine_toys import ToyModel
 from mmengine.registry import FUNCTIONS
 
-from detkit.engine.hooks import CallbackHook, CudaMemoryHook, EarlyStoppingHook, ExpectedResultsHook
+from detkit.engine.hooks import CallbackHook, CheckpointHook, CudaMemoryHook, EarlyStoppingHook, ExpectedResultsHook
 from detkit.engine.hooks.eval_function import EvalFunctionHook, flatten_results
 from detkit.engine.hooks.memory import MemoryProfilerHook, host_memory
 from detkit.registry import MODELS
@@ -147,7 +147,9 @@ def test_without_interval_its_numbers_join_the_metrics(make_runner, tmp_path):
     logger = {"logger": {"type": "LoggerHook", "tensorboard": False}}
     runner = make_runner(epochs=3, custom_hooks=[hook], default_hooks={**best, **logger})
     runner.train()
-    assert runner.message_hub.get_info("best")["tta/mAP"]["score"] == 0.4
+    assert hook_of(runner, CheckpointHook).best["tta/mAP"]["score"] == 0.4
+    log = next((tmp_path / "run").rglob("*.log")).read_text()
+    assert "no metric of val_evaluator gives" not in log
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["tta/mAP"] for line in lines if "tta/mAP" in line] == [0.1, 0.4, 0.2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from mmengine.structures import InstanceData, PixelData
 
 from detkit.config import load
 from detkit.datasets.shapes import generate
-from detkit.engine import Runner, launch
+from detkit.engine import CheckpointHook, EarlyStoppingHook, Runner, launch
 from detkit.engine.val_loss import ValidationLoss, loads_in_original_frame, to_network_frame
 from detkit.registry import MODELS
 from detkit.structures import BitmapMasks, DetDataSample
@@ -92,9 +93,10 @@ def test_training_does_not_notice_the_loss(make_runner):
     assert all(parameter.grad is None or parameter.grad.grad_fn is None for parameter in both.model.parameters())
 
 
-def test_save_best_goes_by_the_loss_of_the_validation(make_runner):
-    hooks = {"checkpoint": {"type": "CheckpointHook", "save_best": "val/loss"}}
-    runner = make_runner(epochs=3, val_cfg={"loss": True}, default_hooks=hooks)
+def test_save_best_and_early_stopping_go_by_the_loss_of_the_validation(make_runner, tmp_path):
+    hooks = {"checkpoint": {"type": "CheckpointHook", "save_best": "val/loss", "strict": True}}
+    stop = {"type": "EarlyStoppingHook", "monitor": "val/loss"}
+    runner = make_runner(epochs=3, val_cfg={"loss": True}, default_hooks=hooks, custom_hooks=[stop])
     seen = []
     run = runner.build_val_loop(runner._val_loop)
     runner._val_loop = run
@@ -102,7 +104,12 @@ def test_save_best_goes_by_the_loss_of_the_validation(make_runner):
     run.run = lambda: seen.append(original()["val/loss"])
     runner.train()
     assert len(seen) == 3
-    assert runner.message_hub.get_info("best")["val/loss"]["score"] == min(seen)
+    best = next(hook for hook in runner.hooks if isinstance(hook, CheckpointHook)).best
+    assert best["val/loss"]["score"] == min(seen)
+    stopping = next(hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook))
+    assert stopping.best_score == pytest.approx(min(seen), abs=stopping.min_delta)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["val/loss"] for line in lines if "val/loss" in line] == pytest.approx(seen)
 
 
 @MODELS.register_module()

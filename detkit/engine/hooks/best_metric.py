@@ -11,7 +11,7 @@ from mmengine.evaluator import BaseMetric
 from detkit.engine.evaluation import evaluation_parts
 from detkit.registry import nearest
 
-__all__ = ["BestMetric"]
+__all__ = ["BestMetric", "rule_by_name"]
 
 _LESS = ("loss", "error", "err")
 
@@ -67,7 +67,7 @@ class BestMetric:
         metrics = [metric for part in evaluation_parts(loop) for metric in part.evaluator.metrics] if loop else []
         if not metrics or not all(isinstance(metric, BaseMetric) and metric.prefix for metric in metrics):
             return
-        prefixes = [f"{metric.prefix}/" for metric in metrics]
+        prefixes = [f"{metric.prefix}/" for metric in metrics] + ["val/"] * bool(getattr(loop, "loss", False))
         for key in self.keys:
             if key != "auto" and not any(prefix in key for prefix in prefixes):
                 close = " or ".join(repr(prefix + key.rpartition("/")[2]) for prefix in prefixes)
@@ -113,7 +113,12 @@ class BestMetric:
             return "less"
         if any(part in name for part in self._greater):
             return "greater"
-        return "less" if any(part in name for part in _LESS) else "greater"
+        return rule_by_name(key)
+
+
+def rule_by_name(metric: str) -> str:
+    """``less`` for metrics that are named a loss or an error, else ``greater``."""
+    return "less" if any(part in metric.lower() for part in _LESS) else "greater"
 
 
 def _parts(keys: str | Sequence[str]) -> list[str]:

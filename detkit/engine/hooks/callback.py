@@ -14,7 +14,7 @@ from detkit.signature import quoted
 
 __all__ = ["CallbackHook", "find_function"]
 
-_STAGES = (*Hook.stages, "after_backward", "on_exception", "close")
+_STAGES = (*Hook.stages, "after_backward", "before_capture", "on_exception", "close")
 
 
 @HOOKS.register_module()

@@ -143,7 +143,8 @@ class CheckpointHook(Hook):
 
         A new run does not go on among the checkpoints of an earlier one.
         """
-        self._best.check(runner.val_loop, runner.logger.warning)
+        if not any(getattr(hook, "adds_metrics", False) for hook in runner.hooks):
+            self._best.check(runner.val_loop, runner.logger.warning)
         if runner.rank == 0:
             folder = self.folder(runner)
             folder.mkdir(parents=True, exist_ok=True)

@@ -8,14 +8,13 @@ from typing import Any
 
 from mmengine.runner import BaseLoop
 
+from detkit.engine.hooks.best_metric import rule_by_name
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.metric_files import scalars
 from detkit.registry import HOOKS, nearest
 from detkit.signature import quoted
 
 __all__ = ["EarlyStoppingHook"]
-
-_LESS = ("loss", "error", "err")
 
 
 @HOOKS.register_module()
@@ -63,7 +62,7 @@ class EarlyStoppingHook(Hook):
                 f"EarlyStoppingHook: min_delta >= 0 and patience >= 1 expected, got {min_delta} and {patience}"
             )
         self.monitor = monitor
-        self.rule = rule or ("less" if any(word in monitor.lower() for word in _LESS) else "greater")
+        self.rule = rule or rule_by_name(monitor)
         self.min_delta = min_delta
         self.strict = strict
         self.check_finite = check_finite

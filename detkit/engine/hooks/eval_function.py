@@ -38,6 +38,7 @@ class EvalFunctionHook(Hook):
 
     Attributes:
         results: What the last call gave.
+        adds_metrics: Whether validations have more metrics than their evaluator gives.
 
     Raises:
         TypeError: ``func`` returns no dict.
@@ -60,6 +61,7 @@ class EvalFunctionHook(Hook):
         self.at_end = at_end
         self.by_epoch = by_epoch
         self.results: dict[str, float] = {}
+        self.adds_metrics = interval is None
 
     def after_train_epoch(self, runner: Any) -> None:
         """Call it at the interval."""

@@ -46,7 +46,7 @@ class TorchProfilerHook(Hook):
         ValueError: An unknown activity, ``end`` before ``begin``, or both ways of picking iterations.
     """
 
-    priority = "HIGHEST"  # before what other hooks do after an iteration
+    priority = "VERY_HIGH"  # after the timer, and before what other hooks do after an iteration
 
     def __init__(
         self,
