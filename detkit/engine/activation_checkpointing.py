@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
 
-import torch
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval_for_single_model
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from detkit.engine.module_names import as_names, find_modules
+from detkit.recompute import recomputed
 
 __all__ = ["checkpoint_activations", "merge_conv_and_frozen_norm"]
 
@@ -60,31 +57,8 @@ def merge_conv_and_frozen_norm(model: nn.Module, names: str | Sequence[str]) -> 
 
 
 def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def recomputed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(self, *args, **kwargs)
-        if torch.compiler.is_compiling():  # a compiler that differentiates changes buffers once
-            return checkpoint(forward, self, *args, use_reentrant=False, **kwargs)
+    def recomputing(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return recomputed(forward, self, *args, **kwargs)
 
-        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), _kept_statistics(self)
-
-        return checkpoint(forward, self, *args, use_reentrant=False, context_fn=contexts, **kwargs)
-
-    recomputed.recomputes = True  # type: ignore[attr-defined]
-    return recomputed
-
-
-@contextmanager
-def _kept_statistics(module: nn.Module) -> Iterator[None]:
-    """Let batch norms move copies of their running statistics: the first pass has moved these already."""
-    norms = [one for one in module.modules() if isinstance(one, _BatchNorm) and one.training]
-    kept = [dict(norm._buffers) for norm in norms]
-    for norm in norms:
-        for name, buffer in norm._buffers.items():
-            norm._buffers[name] = None if buffer is None else buffer.clone()
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, kept, strict=True):
-            norm._buffers.update(buffers)
+    recomputing.recomputes = True  # type: ignore[attr-defined]
+    return recomputing

@@ -35,7 +35,8 @@ def compile_model(model: nn.Module, cfg: bool | Mapping[str, Any] | None, device
         model: Not wrapped for several processes.
         cfg: True, or a dict of torch.compile's arguments and ``target``: a name or names of what is compiled, each of
             a module (``'backbone'``), whose calls are, or of a method (``'bbox_head.loss'``). Without it all children
-            are, but for the data preprocessor. None, False and ``disable=True`` compile nothing.
+            are, but for the data preprocessor; of a model without children, its ``forward``. None, False and
+            ``disable=True`` compile nothing.
         device: Where the model runs.
 
     Returns:
@@ -56,7 +57,7 @@ def compile_model(model: nn.Module, cfg: bool | Mapping[str, Any] | None, device
         return []
     target = options.pop("target", None)
     check_compiler(options.get("backend", DEFAULT_BACKEND), device)
-    names = _default_targets(model) if target is None else as_names(target)
+    names = _default_targets(model) or ["forward"] if target is None else as_names(target)
     # All are found before the first is compiled.
     for (owner, name), part in [_find(model, name) for name in names]:
         if isinstance(part, nn.Module):

@@ -65,6 +65,15 @@ def test_a_method_is_compiled_and_a_copy_of_the_model_has_its_own(graphs):
     torch.testing.assert_close(other.loss(x)["loss"] - net.loss(x)["loss"], torch.tensor(4.0))
 
 
+def test_a_model_without_children_is_compiled_itself(graphs):
+    found, backend = graphs
+    net, x = nn.Linear(2, 3), torch.rand(4, 2)
+    expected = net(x)
+    assert compile_model(net, {"backend": backend}, CPU) == ["forward"]
+    assert torch.equal(net(x), expected)
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("cfg", [None, False, {"disable": True}])
 def test_nothing_is_compiled(cfg):
     net = Net()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.utils.checkpoint
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.model import BaseModule, constant_init
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from detkit.recompute import recomputed
 from detkit.registry import MODELS
 
 __all__ = ["BasicBlock", "Bottleneck", "ResNet"]
@@ -233,7 +233,7 @@ class ResNet(BaseModule):
         outs = []
         for stage, name in enumerate(self.stage_names):
             for block in getattr(self, name):
-                x = _recomputed(block, x) if self.with_cp and x.requires_grad else block(x)
+                x = recomputed(nn.Module.__call__, block, x) if self.with_cp and x.requires_grad else block(x)
             if stage in self.out_indices:
                 outs.append(x)
         return tuple(outs)
@@ -280,10 +280,6 @@ def _stage(
     blocks = [block(inplanes, planes, stride, dilation, downsample, style, conv_cfg, norm_cfg)]
     blocks += [block(outplanes, planes, 1, dilation, None, style, conv_cfg, norm_cfg) for _ in range(num_blocks - 1)]
     return nn.Sequential(*blocks)
-
-
-def _recomputed(block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
 
 
 def _check_resnet(
