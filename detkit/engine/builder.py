@@ -281,7 +281,7 @@ class PartBuilder(mmengine_runner.Runner):
 
     def build_log_processor(self, log_processor: LogProcessor | Mapping[str, Any] | None) -> LogProcessor:
         """Build what makes the lines of the log; mmengine's reads a history that is not kept here."""
-        if log_processor is not None and not isinstance(log_processor, LogProcessor):
+        if isinstance(log_processor, Mapping):
             with building("log_processor", log_processor):
                 log_processor = LOG_PROCESSORS.build({"type": "LogProcessor", **log_processor})
         log_processor = LogProcessor() if log_processor is None else log_processor

@@ -59,7 +59,7 @@ class EventFile:
         """Add an image."""
         from torch.utils.tensorboard.summary import image
 
-        self._add(image(picture.name, picture.image), picture.step)
+        self._add(image(picture.name, picture.image, dataformats="CHW"), picture.step)
 
     def histogram(self, histogram: Histogram) -> None:
         """Add a histogram of at least one value."""

@@ -14,7 +14,7 @@ from mmengine.visualization import Visualizer
 from numpy.typing import NDArray
 from PIL import Image
 
-from detkit.registry import VISUALIZERS
+from detkit.registry import VISBACKENDS, VISUALIZERS, find
 from detkit.structures import DetDataSample
 from detkit.visualization.drawing import Colour, captioned, contact_sheet, draw_instances
 
@@ -53,7 +53,7 @@ class DetLocalVisualizer(Visualizer):
     ) -> None:
         backends = [vis_backends] if isinstance(vis_backends, dict) else list(vis_backends or ())
         # mmengine writes into the dicts it is given; the config they come from is saved with the run.
-        backends = [dict(backend) if isinstance(backend, dict) else backend for backend in backends]
+        backends = [_own(backend) if isinstance(backend, dict) else backend for backend in backends]
         super().__init__(name=name, image=image, vis_backends=backends, save_dir=save_dir)
         self.bbox_color = _colours(bbox_color, "bbox_color")
         self.mask_color = _colours(mask_color, "mask_color")
@@ -138,6 +138,12 @@ def _masks(instances: InstanceData) -> NDArray[np.bool_] | None:
     if hasattr(masks, "to_ndarray"):
         masks = masks.to_ndarray()
     return np.asarray(masks.detach().cpu() if isinstance(masks, torch.Tensor) else masks).astype(bool)
+
+
+def _own(backend: dict[str, Any]) -> dict[str, Any]:
+    """A copy with the class that detkit has under the name; outside of a run mmengine looks for its own only."""
+    kind = backend.get("type")
+    return {**backend, "type": find(kind, VISBACKENDS) or kind} if isinstance(kind, str) else dict(backend)
 
 
 def _colours(given: Any, argument: str) -> list[Colour] | None:

@@ -15,8 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from detkit.engine.console import ProgressDisplay, duration
 from detkit.engine.hooks import LoggerHook
-from detkit.engine.metric_files import MetricFiles, scalars
-from detkit.visualization.curves import read_metrics
 
 
 def lines(folder: Path) -> list[dict]:
@@ -65,36 +63,6 @@ def test_the_rest_of_an_epoch(make_runner, interval, ignore_last, steps):
     runner = make_runner(epochs=2, default_hooks=logger(interval=interval, ignore_last=ignore_last))
     runner.train()
     assert [line["step"] for line in lines(Path(runner.work_dir)) if "loss" in line] == steps
-
-
-def test_numbers_that_are_not_finite_become_null(tmp_path):
-    files = MetricFiles(tmp_path, tensorboard=False)
-    files.write(3, 1, {"a": float("nan"), "b": float("inf"), "c": 1.5}, "val")
-    files.close()
-    text = (tmp_path / "metrics.jsonl").read_text()
-    assert json.loads(text, parse_constant=lambda name: pytest.fail(name)) == {
-        **{"step": 3, "epoch": 1, "a": None, "b": None, "c": 1.5},
-    }
-
-
-def test_a_new_run_puts_the_old_numbers_aside_and_a_resumed_one_goes_on(tmp_path):
-    for step in (0, 0, 2):
-        files = MetricFiles(tmp_path, step, tensorboard=False)
-        files.write(step + 1, 1, {"a": 1.0}, "train")
-        files.close()
-    assert [line["step"] for line in lines(tmp_path)] == [1, 3]
-    (old,) = tmp_path.glob("metrics_*.jsonl")
-    assert json.loads(old.read_text())["step"] == 1
-
-
-@pytest.mark.parametrize("torn", ['{"step": 2, "lo', '{"step": 2}'])
-def test_a_line_that_was_cut_off_does_not_spoil_the_resumed_runs_first(tmp_path, torn):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n' + torn)
-    files = MetricFiles(tmp_path, 1, tensorboard=False)
-    files.write(2, 1, {"loss": 0.5}, "train")
-    files.close()
-    assert read_metrics(path) == [{"step": 1}, {"step": 2, "epoch": 1, "loss": 0.5}]
 
 
 def test_tensorboard_events_without_tensorflow(make_runner):
@@ -156,11 +124,6 @@ def test_display_shows_what_it_is_given():
 
 def test_duration():
     assert [duration(seconds) for seconds in (-1, 83.4, 90_000)] == ["0:00:00", "0:01:23", "1 day, 1:00:00"]
-
-
-def test_scalars_takes_single_numbers_only():
-    values = {"a": torch.tensor([2.0]), "b": 1, "c": [1, 2], "d": "x", "e": torch.ones(2)}
-    assert scalars(values) == {"a": 2.0, "b": 1.0}
 
 
 class CountReads(TorchDispatchMode):
