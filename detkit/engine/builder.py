@@ -27,6 +27,7 @@ from detkit.engine.compilation import compile_model
 from detkit.engine.dataloader import build_dataloader
 from detkit.engine.evaluation import build_evaluator
 from detkit.engine.hooks.hook import overridden_stages
+from detkit.engine.hooks.memory_format import wants_channels_last
 from detkit.engine.log_processor import LogProcessor
 from detkit.engine.optim import build_optim_wrapper
 from detkit.engine.parallel import FSDP, revert_sync_batchnorm, use_full_states, wrap_model
@@ -122,6 +123,8 @@ class PartBuilder(mmengine_runner.Runner):
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         model = model.to(self.device)
+        if wants_channels_last(self.cfg.get("custom_hooks")):
+            model = model.to(memory_format=torch.channels_last)
         if not self.distributed:
             return revert_sync_batchnorm(model)
         if (model_wrapper_cfg or {}).get("type") == "FSDP" and self._train_loop is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from detkit.engine.hooks.hook import Hook
 from detkit.registry import HOOKS
 
-__all__ = ["ChannelsLastHook"]
+__all__ = ["ChannelsLastHook", "wants_channels_last"]
 
 
 @HOOKS.register_module()
@@ -22,3 +23,12 @@ class ChannelsLastHook(Hook):
     def before_run(self, runner: Any) -> None:
         """Convert the model once."""
         runner.model.to(memory_format=torch.channels_last)
+
+
+def wants_channels_last(hooks: Sequence[Any] | None) -> bool:
+    """Whether a :class:`ChannelsLastHook` is among hooks or their configs.
+
+    What is wrapped for several processes must be in that order before: the wrapper's buckets keep the one they saw.
+    """
+    kinds = [hook.get("type") if isinstance(hook, dict) else type(hook) for hook in hooks or ()]
+    return any(getattr(kind, "__name__", str(kind)).rpartition(".")[2] == ChannelsLastHook.__name__ for kind in kinds)
