@@ -18,6 +18,7 @@ from detkit.engine.bundle import bundle_of
 from detkit.engine.distributed import all_gather, is_distributed
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.hooks.logger import LoggerHook, image_paths
+from detkit.engine.optim.skipping import either
 from detkit.registry import HOOKS
 
 __all__ = ["CheckInvalidLossHook"]
@@ -28,7 +29,7 @@ _NAMED_RANKS = 8
 
 class _Step(NamedTuple):
     iteration: int  # iterations done with it
-    bad: Tensor  # () bool, where the loss is
+    bad: Tensor | bool  # (), where the loss is
     outputs: Mapping[str, Any]
 
 
@@ -77,8 +78,8 @@ class CheckInvalidLossHook(Hook):
         self.max_skipped = max_skipped
         self.bundle = bundle
         self._steps: list[_Step] = []
-        self._bad: Tensor | None = None  # of the step that is being made
-        self._was_bad: Tensor | None = None  # with 'raise' and 'stop': of any step so far
+        self._bad: Tensor | bool | None = None  # of the step that is being made
+        self._was_bad: Tensor | bool = False  # with 'raise' and 'stop': of any step so far
         self._skipped = 0  # in a row
         self._bundles = 0
         self._buffers: tuple[int, dict[str, Tensor]] = (0, {})  # iterations done, and the buffers then
@@ -99,7 +100,7 @@ class CheckInvalidLossHook(Hook):
         self._several = is_distributed()
         for wrapper in _wrappers(runner):
             wrapper.guard = self._guard
-        self._steps, self._bad, self._was_bad, self._skipped = [], None, None, 0
+        self._steps, self._bad, self._was_bad, self._skipped = [], None, False, 0
         self._keep_buffers(runner, runner.iter)
 
     def before_train_epoch(self, runner: Any) -> None:
@@ -116,7 +117,7 @@ class CheckInvalidLossHook(Hook):
         if bad is None:  # an optimizer wrapper that knows no guard: found, but not prevented
             if not isinstance(outputs.get("loss"), Tensor):
                 return
-            bad = _is_bad(outputs["loss"])
+            bad = _is_bad(outputs["loss"].detach())
         self._steps.append(_Step(runner.iter + 1, bad, outputs))
         done = batch_idx + 1 if self.interval is None else runner.iter + 1
         if done % (self.interval or self._inner_interval) == 0 or batch_idx + 1 == self._epoch_length:
@@ -140,23 +141,27 @@ class CheckInvalidLossHook(Hook):
             if getattr(wrapper, "guard", None) == self._guard:
                 wrapper.guard = None
 
-    def _guard(self, loss: Tensor) -> Tensor:
+    def _guard(self, loss: Tensor) -> Tensor | bool:
         bad = _is_bad(loss)
+        if bad is False and self._was_bad is False and not self._several:  # nearly every step on a CPU
+            if self._bad is None:
+                self._bad = False
+            return False
         if self._several:
-            everywhere = bad.to(torch.uint8)
+            everywhere = torch.as_tensor(bad, device=loss.device).to(torch.uint8)
             distributed.all_reduce(everywhere, distributed.ReduceOp.MAX)
             bad = everywhere > 0
         if self.action != "skip":
             # No step follows a bad one: the weights found at the next look are those right before it.
-            bad = self._was_bad = _either(bad, self._was_bad)
-        self._bad = _either(bad, self._bad)  # several wrappers in one step
+            bad = self._was_bad = either(bad, self._was_bad)
+        self._bad = either(bad, False if self._bad is None else self._bad)  # several wrappers in one step
         return bad
 
     def _look(self, runner: Any) -> None:
         steps, self._steps = self._steps, []
         if not steps:
             return
-        flags = torch.stack([step.bad for step in steps]).tolist()
+        flags = _read([step.bad for step in steps])
         if not any(flags):
             self._skipped = 0
             self._keep_buffers(runner, steps[-1].iteration)
@@ -226,12 +231,9 @@ def _inner(model: Any) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
-_IS_BAD = {value: torch.tensor(value) for value in (False, True)}
-
-
-def _is_bad(loss: Tensor) -> Tensor:
-    if loss.device.type == "cpu":  # there is nothing to wait for, and two operations less
-        return _IS_BAD[not math.isfinite(loss.detach().float().numpy())]
+def _is_bad(loss: Tensor) -> Tensor | bool:
+    if loss.is_cpu:  # there is nothing to wait for
+        return not math.isfinite((loss if loss.dtype is torch.float32 else loss.float()).numpy())
     # x - x is 0 where x is finite; torch.isfinite takes five kernels.
     return (loss - loss) != 0
 
@@ -242,8 +244,10 @@ def _weights_after(steps: list[_Step], flags: list[bool], iteration: int) -> int
     return iteration - 1 if last == iteration else last
 
 
-def _either(flag: Tensor, other: Tensor | None) -> Tensor:
-    return flag if other is None or other is flag else flag | other
+def _read(flags: list[Tensor | bool]) -> list[bool]:
+    on_device = [flag for flag in flags if isinstance(flag, Tensor)]
+    fetched = iter(torch.stack(on_device).tolist() if on_device else [])
+    return [flag if isinstance(flag, bool) else next(fetched) for flag in flags]
 
 
 def _not_finite(losses: Mapping[str, float]) -> bool:

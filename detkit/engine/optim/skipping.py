@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["can_skip_on_device", "prepare_momentum", "read_soon"]
+__all__ = ["can_skip_on_device", "either", "prepare_momentum", "read_soon"]
 
 
 def can_skip_on_device(optimizer: torch.optim.Optimizer, flag: Tensor) -> bool:
@@ -20,6 +20,13 @@ def can_skip_on_device(optimizer: torch.optim.Optimizer, flag: Tensor) -> bool:
         and getattr(optimizer, "_step_supports_amp_scaling", False)
         and not any(group.get("dampening") for group in optimizer.param_groups)
     )
+
+
+def either(flag: Tensor | bool, other: Tensor | bool) -> Tensor | bool:
+    """Whether one of two flags is true, on the device if one is there."""
+    if isinstance(flag, bool) and isinstance(other, bool):
+        return flag or other
+    return flag | other
 
 
 def prepare_momentum(optimizer: torch.optim.Optimizer) -> None:
@@ -47,7 +54,7 @@ def read_soon(flag: Tensor) -> Callable[[], bool]:
         flag: (), bool.
     """
     if not flag.is_cuda:
-        return lambda: bool(flag.numpy() if flag.device.type == "cpu" else flag)
+        return lambda: bool(flag)
     host = torch.empty((), dtype=torch.bool, pin_memory=True)
     host.copy_(flag, non_blocking=True)
     arrived = torch.cuda.Event()

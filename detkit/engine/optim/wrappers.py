@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 
 from detkit.engine.distributed import is_distributed
 from detkit.engine.optim.clipping import build_clipper
-from detkit.engine.optim.skipping import can_skip_on_device, prepare_momentum, read_soon
+from detkit.engine.optim.skipping import can_skip_on_device, either, prepare_momentum, read_soon
 from detkit.registry import OPTIM_WRAPPERS
 
 __all__ = ["OptimWrapper"]
@@ -42,9 +42,9 @@ class OptimWrapper(MMEngineOptimWrapper):
         grad_norm: () norm of the gradient at the last step before clipping, on its device; None without clipping by
             norm, and where the step was left out.
         after_backward: Called after each backward pass, before clipping and step, with gradients in ``.grad``.
-        guard: Called with each loss, (), before its backward pass; returns a () bool tensor on the device, true if
-            the weights must not change, or None. Where gradients are accumulated, one true flag forbids the step of
-            its window.
+        guard: Called with each loss, (), before its backward pass; returns a () bool tensor on the device, or a bool
+            where it is known, true if the weights must not change. Where gradients are accumulated, one true flag
+            forbids the step of its window.
 
     Raises:
         KeyError: A key of ``clip_grad`` that nobody reads.
@@ -65,8 +65,8 @@ class OptimWrapper(MMEngineOptimWrapper):
         self.set_to_none = set_to_none
         self.grad_norm: Tensor | None = None
         self.after_backward: Callable[[], None] | None = None
-        self.guard: Callable[[Tensor], Tensor | None] | None = None
-        self._forbidden: Tensor | None = None  # the guard's flag for the window so far
+        self.guard: Callable[[Tensor], Tensor | bool] | None = None
+        self._forbidden: Tensor | bool = False  # the guard's flag for the window so far
 
     def update_params(
         self, loss: Tensor, step_kwargs: dict[str, Any] | None = None, zero_kwargs: dict[str, Any] | None = None
@@ -78,9 +78,7 @@ class OptimWrapper(MMEngineOptimWrapper):
             step_kwargs: Arguments for the optimizer's ``step``.
             zero_kwargs: Arguments for the optimizer's ``zero_grad``.
         """
-        forbidden = None if self.guard is None else self._ask_guard(loss)
-        on_device = forbidden if forbidden is not None and self._can_skip_on_device(forbidden) else None
-        is_forbidden = None if forbidden is None or on_device is not None else read_soon(forbidden)
+        leave_out = False if self.guard is None else self._ask_guard(loss)
         self.backward(self.scale_loss(loss))
         updates = self.should_update()
         if self.after_backward is not None:
@@ -89,11 +87,11 @@ class OptimWrapper(MMEngineOptimWrapper):
             self.after_backward()
         if not updates:
             return
-        if is_forbidden is not None and is_forbidden():
+        if isinstance(leave_out, Tensor):
+            self._step_unless(leave_out, step_kwargs or {})
+        elif leave_out is True or (leave_out is not False and leave_out()):
             self.grad_norm = None
             self._leave_out_step()
-        elif on_device is not None:
-            self._step_unless(on_device, step_kwargs or {})
         else:
             self.step(**(step_kwargs or {}))
         self.zero_grad(**(zero_kwargs or {"set_to_none": self.set_to_none}))
@@ -150,7 +148,7 @@ class OptimWrapper(MMEngineOptimWrapper):
                 "done": done,
                 "counts": self._accumulative_counts,
                 "gradients": gradients,
-                "forbidden": self._forbidden is not None and bool(self._forbidden),
+                "forbidden": bool(self._forbidden),
             }
         return state
 
@@ -164,7 +162,7 @@ class OptimWrapper(MMEngineOptimWrapper):
         parameters = self._parameters()
         for parameter, gradient in zip(parameters, begun["gradients"], strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
-        self._forbidden = parameters[0].new_ones((), dtype=torch.bool) if begun["forbidden"] else None
+        self._forbidden = begun["forbidden"]
 
     def share_begun_window(self) -> None:
         """Give all processes of a data-parallel run the mean of their gradients of a window that is not finished.
@@ -186,16 +184,18 @@ class OptimWrapper(MMEngineOptimWrapper):
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def _ask_guard(self, loss: Tensor) -> Tensor | None:
-        """The flag of the window that this iteration ends; None within one."""
+    def _ask_guard(self, loss: Tensor) -> Tensor | bool | Callable[[], bool]:
+        """Whether to leave out the step that this iteration ends with: known, on the device, or known when called."""
         assert self.guard is not None
         flag = self.guard(loss.detach())
-        if flag is not None:
-            self._forbidden = flag if self._forbidden is None else self._forbidden | flag
-        if not self.should_sync():
-            return None
-        flag, self._forbidden = self._forbidden, None
-        return flag
+        if self._accumulative_counts > 1:
+            flag = self._forbidden = either(flag, self._forbidden)
+            if not self.should_sync():
+                return False
+            self._forbidden = False
+        if isinstance(flag, bool) or self._can_skip_on_device(flag):
+            return flag
+        return read_soon(flag)
 
     def _can_skip_on_device(self, flag: Tensor) -> bool:
         return can_skip_on_device(self.optimizer, flag)
