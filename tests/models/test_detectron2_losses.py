@@ -16,7 +16,7 @@ from detkit.models.dense_heads.anchor_loss import anchor_losses
 from detkit.models.dense_heads.anchor_targets import AnchorTargets
 from detkit.models.dense_heads.loss_normalizer import EMANormalizer
 from detkit.models.dense_heads.rpn_loss import rpn_losses
-from detkit.models.roi_heads.fast_rcnn_loss import fast_rcnn_losses
+from detkit.models.roi_heads.fast_rcnn_loss import fast_rcnn_losses, federated_classes
 from detkit.ops import nms
 from detkit.registry import MODELS
 from detkit.task_modules import DeltaXYWHBBoxCoder, DeltaXYWHTRBBoxCoder
@@ -268,3 +268,47 @@ def test_fast_rcnn_refuses_shapes_that_do_not_fit(changes, message):
         fast_rcnn_losses(
             **(inputs | changes), coder=DeltaXYWHBBoxCoder(), loss_cls=CrossEntropyLoss(), loss_bbox=L1Loss()
         )
+
+
+def test_federated_classes_alone_learn():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(3, 5, generator=generator).requires_grad_(), torch.tensor([0, 4, 2])
+    boxes = torch.tensor([[0.0, 0, 9, 9]] * 3)
+    parts = torch.zeros(3, 4), boxes, boxes, labels, DeltaXYWHBBoxCoder(), CrossEntropyLoss(use_sigmoid=True), L1Loss()
+    mask = torch.tensor([True, False, True, False])
+    # By hand: cross entropy of the first and third column, over three proposals.
+    target = torch.tensor([[1.0, 0], [0, 0], [0, 1]])
+    columns = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, [0, 2]], target, reduction="sum")
+    with NoSync():
+        found = fast_rcnn_losses(logits, *parts, background_sigmoid=False, class_mask=mask)["loss_cls"]
+        found.backward()
+    torch.testing.assert_close(found, columns / 3)
+    assert logits.grad.any(dim=0).tolist() == [True, False, True, False, False]
+    with_background = fast_rcnn_losses(logits, *parts, class_mask=mask)["loss_cls"]
+    last = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 4], (labels == 4).float(), reduction="sum")
+    torch.testing.assert_close(with_background, (columns + last) / 3)
+    with pytest.raises(
+        ValueError, match=r"class_mask \(4,\) for sigmoids was expected, got \(4,\) and use_sigmoid=False"
+    ):
+        fast_rcnn_losses(logits, *parts[:5], CrossEntropyLoss(), L1Loss(), class_mask=mask)
+
+
+def test_federated_classes_are_those_of_objects_and_some_drawn_by_frequency():
+    generator = torch.Generator().manual_seed(0)
+    labels, frequency = torch.tensor([3, 3, 6, 1]), torch.tensor([1.0, 1, 3, 1, 0, 6])
+    counts = torch.zeros(6)
+    with NoSync():
+        for _ in range(3000):
+            chosen = federated_classes(labels, 6, 3, frequency, generator)
+            counts += chosen
+    # Classes 1 and 3 always; of the others one, by 1 : 3 : 0 : 6; 6 is background.
+    assert counts[[1, 3]].tolist() == [3000, 3000]
+    assert counts.sum() == 9000
+    torch.testing.assert_close(counts[[0, 2, 4, 5]] / 3000, torch.tensor([0.1, 0.3, 0, 0.6]), rtol=0, atol=0.03)
+    assert federated_classes(labels, 6, 0, generator=generator).tolist() == [False, True, False, True, False, False]
+    assert federated_classes(labels, 6, 6, generator=generator).all()
+    for count, rates in ((7, None), (-1, None), (2, torch.ones(5))):
+        with pytest.raises(
+            ValueError, match=r"count must be in \[0, 6\], got|frequency \(6,\) was expected, got \(5,\)"
+        ):
+            federated_classes(labels, 6, count, rates)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
 
-__all__ = ["fast_rcnn_losses", "proposal_statistics"]
+__all__ = ["fast_rcnn_losses", "federated_classes", "proposal_statistics"]
 
 
 def fast_rcnn_losses(
@@ -24,6 +24,7 @@ def fast_rcnn_losses(
     weights: Tensor | None = None,
     reg_decoded_bbox: bool = False,
     background_sigmoid: bool = True,
+    class_mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Losses of the R sampled proposals of a batch; both are divided by their number, the mean over the processes.
 
@@ -40,21 +41,32 @@ def fast_rcnn_losses(
         reg_decoded_bbox: Whether ``loss_bbox`` is on boxes (IoU losses).
         background_sigmoid: Whether sigmoids also learn the background's channel (MMDetection) or leave it out
             (Detectron2); without meaning for a softmax.
+        class_mask: (C,) bool, the classes that sigmoids learn from this batch, see :func:`federated_classes`.
 
     Returns:
         ``loss_cls`` and ``loss_bbox``, and of :func:`proposal_statistics` what is to be logged. Without proposals both
         are 0 and carry gradients.
 
     Raises:
-        ValueError: Shapes that do not fit.
+        ValueError: Shapes that do not fit, or a ``class_mask`` for a softmax.
     """
     num_classes, size = logits.shape[-1] - 1, coder.encode_size
     _check_shapes(logits, deltas, proposals, gt_boxes, labels, size)
     if weights is None:
         weights = deltas.new_ones(len(labels), dtype=torch.float32)
     avg_factor = reduce_mean(weights.sum(), least=1)
-    drop_background = getattr(loss_cls, "use_sigmoid", False) and not background_sigmoid
-    of_classes = loss_cls(logits[:, :-1] if drop_background else logits, labels, weights, avg_factor=avg_factor)
+    use_sigmoid = getattr(loss_cls, "use_sigmoid", False)
+    learnt = logits[:, :-1] if use_sigmoid and not background_sigmoid else logits
+    cls_weights = weights
+    if class_mask is not None:
+        if not use_sigmoid or class_mask.shape != (num_classes,):
+            raise ValueError(
+                f"fast_rcnn_losses: class_mask ({num_classes},) for sigmoids was expected, got "
+                f"{tuple(class_mask.shape)} and use_sigmoid={use_sigmoid}"
+            )
+        background = class_mask.new_ones(learnt.shape[1] - num_classes)
+        cls_weights = weights.unsqueeze(-1) * torch.cat([class_mask, background])
+    of_classes = loss_cls(learnt, labels, cls_weights, avg_factor=avg_factor)
 
     foreground = ((labels >= 0) & (labels < num_classes) & (weights > 0)).unsqueeze(-1)
     if deltas.shape[-1] != size:  # of each class: take the object's own
@@ -73,6 +85,44 @@ def fast_rcnn_losses(
         "loss_bbox": of_boxes,
         **proposal_statistics(logits, labels, weights > 0),
     }
+
+
+@torch.no_grad()
+def federated_classes(
+    labels: Tensor,
+    num_classes: int,
+    count: int,
+    frequency: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Classes that a batch says something about, where images are not searched for all (LVIS).
+
+    Those of its objects, and others, drawn without replacement, up to ``count`` in all: the federated loss of
+    CenterNet2, Zhou et al., https://arxiv.org/abs/2103.07461.
+
+    Args:
+        labels: (R,) in [0, C], C is background.
+        num_classes: C.
+        count: Classes to be learnt from; more where there are objects of more.
+        frequency: (C,) how likely each class is drawn, >= 0, in any unit; None is all alike.
+        generator: Of random numbers, on the labels' device; None is torch's own.
+
+    Returns:
+        (C,) bool.
+
+    Raises:
+        ValueError: ``count`` is not in [0, C], or ``frequency`` is not (C,).
+    """
+    if not 0 <= count <= num_classes:
+        raise ValueError(f"federated_classes: count must be in [0, {num_classes}], got {count}")
+    if frequency is not None and frequency.shape != (num_classes,):
+        raise ValueError(f"federated_classes: frequency ({num_classes},) was expected, got {tuple(frequency.shape)}")
+    present = labels.new_zeros(num_classes + 1, dtype=torch.bool).scatter(0, labels, True)[:num_classes]
+    draw = torch.rand(num_classes, generator=generator, device=labels.device)
+    # The first to arrive of exponential clocks that run at these rates are a draw without replacement.
+    arrival = -draw.log() / (1.0 if frequency is None else frequency)
+    first = torch.where(present, -1.0, arrival).argsort()[:count]
+    return present.scatter(0, first, True)
 
 
 @torch.no_grad()
