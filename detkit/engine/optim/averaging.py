@@ -103,7 +103,7 @@ class AveragedModel(nn.Module):
         copied = [slot for slot in slots if self.steps == 0 or not slot.is_averaged]
         if copied:
             pairs = [(slot.averaged[slot.key], slot.source[slot.key]) for slot in copied]
-            torch._foreach_copy_([into for into, _ in pairs], [value for _, value in pairs], non_blocking=True)
+            torch._foreach_copy_([into for into, _ in pairs], [value for _, value in pairs])
         if self.steps > 0 and self.steps % self.interval == 0:
             averaged = [slot.averaged[slot.key] for slot in slots if slot.is_averaged]
             source = [slot.source[slot.key] for slot in slots if slot.is_averaged]
