@@ -234,6 +234,10 @@ def _inner(model: Any) -> nn.Module:
 def _is_bad(loss: Tensor) -> Tensor | bool:
     if loss.is_cpu:  # there is nothing to wait for
         return not math.isfinite((loss if loss.dtype is torch.float32 else loss.float()).numpy())
+    return _is_bad_on_device(loss)
+
+
+def _is_bad_on_device(loss: Tensor) -> Tensor:
     # x - x is 0 where x is finite; torch.isfinite takes five kernels.
     return (loss - loss) != 0
 
