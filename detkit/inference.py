@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from detkit import config as configs
-from detkit.checkpoints import load_checkpoint_file, load_weights
+from detkit.checkpoints import load_weights, open_checkpoint
 from detkit.engine.environment import select_device
 from detkit.engine.labels import check_heads, classes_of
 from detkit.registry import MODELS, TRANSFORMS, building
@@ -90,7 +90,7 @@ class DetInferencer:
         classes: Sequence[str] | None = None,
         score_thr: float = 0.3,
     ) -> None:
-        content = load_checkpoint_file(checkpoint)
+        content = open_checkpoint(checkpoint)
         self.config = _config_of(content, config, checkpoint)
         self.classes = _classes_of(content, classes, checkpoint)
         self.score_thr = score_thr

@@ -61,11 +61,11 @@ def show_classes(evaluator: Any) -> None:
 
 
 def test(args: argparse.Namespace) -> None:
-    from detkit.checkpoints import load_checkpoint_file, write_text
+    from detkit.checkpoints import open_checkpoint, write_text
     from detkit.engine import Runner
 
     cfg = configure(args)
-    load_checkpoint_file(args.checkpoint)  # a wrong file is refused before data and model are built
+    open_checkpoint(args.checkpoint)  # a wrong file is refused before data and model are built
     runner = Runner.from_cfg(cfg)
     metrics = plain(runner.test())
     path = Path(runner.work_dir, "metrics.json")

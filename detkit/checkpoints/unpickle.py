@@ -87,6 +87,7 @@ def _stand_ins() -> dict[str, Any]:
         "mmcv.utils.config.ConfigDict": _config_dict,
         "argparse.Namespace": _Namespace,
         "builtins.getattr": _no_attribute,
+        "_codecs.encode": _encode,
         **{f"pathlib.{name}": _path for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath")},
     }
     for core in _NUMPY_CORES:
@@ -111,7 +112,8 @@ def _copy_of(value: Any, name: str) -> Any:
 
 def _plain_types() -> dict[str, Any]:
     dtypes = {f"numpy.dtypes.{name}": getattr(np.dtypes, name) for name in np.dtypes.__all__}
-    return {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype, **dtypes}
+    kinds = (OrderedDict, Counter, set, frozenset, bytearray, complex, np.ndarray, np.dtype)
+    return {f"{kind.__module__}.{kind.__name__}": kind for kind in kinds} | dtypes
 
 
 @contextmanager
@@ -133,14 +135,7 @@ class _DataUnpickler(pickle.Unpickler):
     def __init__(self, file: IO[bytes]) -> None:
         # latin1 is how Python 3 reads the arrays in pickles of Python 2, which Caffe2's are
         super().__init__(file, encoding="latin1")
-        self._names = {
-            **_stand_ins(),
-            **_plain_types(),
-            "_codecs.encode": _copy_of(_encode, "_codecs.encode"),
-            "collections.OrderedDict": OrderedDict,
-            "collections.Counter": Counter,
-            **{f"builtins.{kind.__name__}": kind for kind in (set, frozenset, bytearray, complex)},
-        }
+        self._names = {**_stand_ins(), **_plain_types()}
 
     def find_class(self, module: str, name: str) -> Any:
         """Look ``module.name`` up in the table."""
