@@ -151,14 +151,22 @@ def test_code_behind_an_allowed_name_is_not_run(tmp_path):
             load_checkpoint_file(path)
 
 
+def test_an_array_that_claims_more_than_the_file_holds_is_refused(tmp_path):
+    stream = pickle.dumps({"blobs": {"a": np.ones(2)}}, protocol=2)
+    assert stream.count(b"K\x00\x85") == 1  # the shape (0,) that each array is begun with
+    (tmp_path / "x.pkl").write_bytes(stream.replace(b"K\x00\x85", b"J\xff\xff\xff\x7f\x85"))
+    with pytest.raises(ValueError, match="a numpy array is written in an unknown way"):
+        load_checkpoint_file(tmp_path / "x.pkl")
+
+
 def test_a_file_that_tampers_with_stand_ins_reaches_no_other(tmp_path):
     bad, good = tmp_path / "bad.pkl", write("zip", tmp_path / "good.pth", {"meta": ConfigDict(a=1)})
     # sets attributes of what stands for ConfigDict: a state of (None, {'__name__': 'x'}) is applied by setattr
-    bad.write_bytes(
-        b"\x80\x02cmmengine.config.config\nConfigDict\nNX\x08\x00\x00\x00__name__X\x01\x00\x00\x00xs}X\x08\x00\x00\x00"
-        b"__name__X\x01\x00\x00\x00xs\x86b."
+    names = b"".join(
+        b"X" + bytes([len(text)]) + b"\0\0\0" + text + b"X\1\0\0\0xs" for text in (b"__name__", b"__qualname__")
     )
-    with pytest.raises(ValueError, match=r"bad\.pkl"):
+    bad.write_bytes(b"\x80\x02cmmengine.config.config\nConfigDict\nN}" + names + b"\x86b.")
+    with pytest.raises(ValueError, match="a dict was expected in the checkpoint, got function"):
         load_checkpoint_file(bad)
     assert load_checkpoint_file(good) == {"meta": {"a": 1}}
 

@@ -89,7 +89,7 @@ class SmallRunner:
         save_checkpoint_file(content, Path(folder, name))
 
     def train(self) -> None:
-        found = newest_intact(self.work_dir, lambda content, path: content["optimizer"], lambda text: None)
+        found = newest_intact(self.work_dir, lambda content, path: content["optimizer"], pytest.fail)
         if found:
             content = found[0]
             self.epoch, self.weight = content["meta"]["epoch"], content["state_dict"]["w"]
