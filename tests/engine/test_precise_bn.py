@@ -228,6 +228,12 @@ def test_arguments_are_checked(make_runner):
     for options in ({"interval": 0}, {"num_iters": 0}):
         with pytest.raises(ValueError, match="interval and num_iters must be at least 1"):
             PreciseBNHook(**options)
-    hook = {"type": "PreciseBNHook", "dataloader": {"datasets": {}}}
-    with pytest.raises(KeyError, match=r"custom_hooks\.0\.dataloader\.datasets: unknown key; did you mean 'dataset'"):
-        make_runner(epochs=1, custom_hooks=[hook], **NO_VALIDATION).train()
+    wrong = {"datasets": {}}
+    for hook, name in (
+        ({"type": "PreciseBNHook", "dataloader": wrong}, "dataloader"),
+        ({"type": "SWAHook", "begin_epoch": 1, "bn_dataloader": wrong}, "bn_dataloader"),
+    ):
+        runner = make_runner(epochs=1, custom_hooks=[hook], **NO_VALIDATION)
+        with pytest.raises(KeyError, match=rf"custom_hooks\.0\.{name}\.datasets: unknown key; did you mean 'dataset'"):
+            runner.train()
+        assert runner.iter == 0  # before anything was trained

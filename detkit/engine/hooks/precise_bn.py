@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
+from torch import nn
 
 from detkit.engine.batch_norm import training_batch_norms, update_bn_stats
 from detkit.engine.data_stream import DataStream, Position
@@ -55,9 +56,17 @@ class PreciseBNHook(Hook):
         self.by_epoch = by_epoch
         self.num_iters = num_iters
         self.dataloader = dataloader
-        self.path = where()
+        self.place = f"{where()}.dataloader"
         self._stream: DataStream | None = None
         self._has_told = False
+
+    def before_train(self, runner: Any) -> None:
+        """Load the data, so that an error in its config costs no training."""
+        model = _inner(runner)
+        model.train()  # as the loop does next; trunks keep some of their batch norms frozen there
+        if self._has_layers(runner, model):
+            with fenced_random_numbers():
+                self._data(runner)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Compute them at the interval and at the end."""
@@ -66,11 +75,8 @@ class PreciseBNHook(Hook):
 
     def estimate(self, runner: Any) -> None:
         """Set the statistics for the weights that the model has now."""
-        model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if not training_batch_norms(model):
-            if not self._has_told:
-                runner.logger.info("%s: the model has no batch norm that trains; nothing to do", type(self).__name__)
-            self._has_told = True
+        model = _inner(runner)
+        if not self._has_layers(runner, model):
             return
         wrapper = runner.optim_wrapper
         precision = nullcontext() if isinstance(wrapper, OptimWrapperDict) else wrapper.optim_context(model)
@@ -84,6 +90,14 @@ class PreciseBNHook(Hook):
                 lambda batch: model._run_forward(model.data_preprocessor(batch, True), mode="loss"),
             )
         runner.logger.info("statistics of %d batch norms over %d batches", len(layers), self.num_iters)
+
+    def _has_layers(self, runner: Any, model: nn.Module) -> bool:
+        if training_batch_norms(model):
+            return True
+        if not self._has_told:
+            runner.logger.info("%s: the model has no batch norm that trains; nothing to do", type(self).__name__)
+        self._has_told = True
+        return False
 
     def _is_due(self, runner: Any, batch_idx: int) -> bool:
         if self.interval is None:
@@ -102,7 +116,11 @@ class PreciseBNHook(Hook):
             # Workers of its own would stay beside those of the training from one computation to the next.
             cfg = {key: value for key, value in cfg.items() if key != "persistent_workers"}
             seed = derive_seed(runner.seed, "batch norms")
-            with building(f"{self.path}.dataloader" if self.dataloader else "train_dataloader", cfg):
+            with building(self.place if self.dataloader else "train_dataloader", cfg):
                 # Random states of numpy, which samplers use, take 32 bits.
                 self._stream = DataStream(runner.build_dataloader(cfg, seed & 0x7FFFFFFF), seed)
         return self._stream
+
+
+def _inner(runner: Any) -> Any:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

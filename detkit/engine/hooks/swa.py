@@ -57,10 +57,14 @@ class SWAHook(EMAHook):
         self.interval = interval
         self.lr = lr
         self.batch_norms = PreciseBNHook(num_iters=bn_iters, dataloader=bn_dataloader) if bn_iters else None
+        if self.batch_norms is not None:
+            self.batch_norms.place = f"{self.path}.bn_dataloader"
 
     def before_train(self, runner: Any) -> None:
         """Copy the model, and keep the ratios of the groups' learning rates."""
         super().before_train(runner)
+        if self.batch_norms is not None:
+            self.batch_norms.before_train(runner)
         if self.lr is not None:
             if isinstance(runner.optim_wrapper, OptimWrapperDict):
                 raise ValueError("SWAHook: lr is for a run with one optimizer; this one has several")
