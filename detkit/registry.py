@@ -60,6 +60,7 @@ SCOPES = ("detkit", "mmdet")
 # A dotted ``type`` that nobody registered is built only if it derives from one of these: a config may come
 # with a downloaded checkpoint, and 'subprocess.Popen' is importable too.
 _BUILDABLE = {
+    "detkit.engine.schedulers.multipliers.Multiplier",
     "mmcv.transforms.base.BaseTransform",
     "mmengine.evaluator.metric.BaseMetric",
     "mmengine.hooks.hook.Hook",

@@ -28,7 +28,7 @@ from detkit.checkpoints import (
     write_text,
 )
 from detkit.config import dump
-from detkit.engine.auto_scale import auto_scale_cfg, expected_world_size, other_batch, scaled_values
+from detkit.engine.auto_scale import auto_scale_cfg, base_batch, expected_world_size, other_batch, scaled_values
 from detkit.engine.builder import PartBuilder
 from detkit.engine.console import only_errors, use_console
 from detkit.engine.distributed import get_world_size, init_distributed, shared_random_seed
@@ -112,9 +112,12 @@ class Runner(PartBuilder):
         # mmengine hands on its own defaults for absent keys.
         cfg.setdefault("default_scope", "detkit")
         cfg.setdefault("randomness", {"seed": 0})
-        world_size = expected_world_size(cfg.get("launcher", "none"))
-        scaled = scaled_values(cfg, world_size)
-        runner = super().from_cfg(auto_scale_cfg(cfg, world_size))
+        scaled = []
+        if base_batch(cfg.get("auto_scale_lr")) is not None:
+            world_size = expected_world_size(cfg.get("launcher", "none"))
+            scaled = scaled_values(cfg, world_size)
+            cfg = auto_scale_cfg(cfg, world_size)
+        runner = super().from_cfg(cfg)
         for value in scaled:
             runner.logger.info("auto_scale_lr: %s", value)
         return runner

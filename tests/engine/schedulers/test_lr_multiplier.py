@@ -17,7 +17,7 @@ from reference import cases
 from torch import nn
 
 from detkit.engine import OptimWrapper
-from detkit.engine.schedulers import LRMultiplier, build_schedulers
+from detkit.engine.schedulers import LRMultiplier, Multiplier, build_schedulers
 from detkit.registry import PARAM_SCHEDULERS, building
 
 
@@ -305,6 +305,29 @@ def test_a_step_is_cheap():
             scheduler.step()
         best = min(best, (time.process_time() - start) / 200)
     assert best < 8e-6
+
+
+def test_a_curve_of_ones_own():
+    @PARAM_SCHEDULERS.register_module()
+    class Quarter(Multiplier):
+        def __init__(self, after: float) -> None:
+            self.after = after
+
+        def value(self, done: float) -> float:
+            return 0.25 if done >= self.after else 1.0
+
+    try:
+        found = rates(10, warmup({"type": "Quarter", "after": 0.5}, warmup_iters=2))
+        assert found == pytest.approx([0.005, 2.5025, 5, 5, 5] + [1.25] * 6)
+    finally:
+        del PARAM_SCHEDULERS._module_dict["Quarter"]
+    by_path = {"type": "LRMultiplier", "multiplier": {"type": f"{__name__}.Half"}}
+    assert rates(2, by_path) == [2.5] * 3
+
+
+class Half(Multiplier):
+    def value(self, done: float) -> float:
+        return 0.5
 
 
 def test_names_of_mmengine_stay_what_they_are():
