@@ -53,7 +53,7 @@ def restore_schedulers(schedulers: Any, saved: Any, path: str, logger: logging.L
                 change = f"{key} was {state[key]} before, and is {own[key]} now"
                 print_log(f"param_scheduler.{index} ({names[index]}): {change}", logger or "current", logging.WARNING)
         scheduler.load_state_dict({key: state[key] for key in own if key in _PROGRESS})
-        if "_global_step" in own and state["end"] == state["_global_step"] and own["end"] > state["end"]:
+        if "_global_step" in own and state["end"] == state["_global_step"]:
             # mmengine's schedulers take no step at their end; in a run that goes on it is a step like any other.
             scheduler._global_step -= 1
             scheduler.step()

@@ -87,6 +87,12 @@ def test_cosine_in_what_the_warmup_leaves():
     found = rates(30, warmup(COSINE, rescale_interval=True))
     expected = {5: 5.0, 6: 4.98029, 10: 4.52254, 20: 1.72746, 29: 0.01971, 30: 0.0}
     assert {step: found[step] for step in expected} == pytest.approx(expected, abs=5e-6)
+    assert found[:5] == pytest.approx(LINE)  # up to the cosine's start, which follows
+
+
+def test_milestones_in_what_the_warmup_leaves():
+    curve = {"type": "MultiStepMultiplier", "milestones": [10]}
+    assert rates(30, warmup(curve, rescale_interval=True)) == pytest.approx([*LINE, *[5.0] * 10, *[0.5] * 16])
 
 
 def test_constant_warmup():

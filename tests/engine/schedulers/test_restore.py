@@ -109,8 +109,9 @@ def test_a_milestone_where_the_shorter_run_ended(run):
     """mmengine's schedulers take no step at their end, which is that of the run unless the config says otherwise."""
     schedule = {"type": "MultiStepLR", "milestones": [6, 10, 14], "by_epoch": False}
     run(10, schedule)
-    _, seen = run(20, schedule, resume=True)
+    runner, seen = run(20, schedule, resume=True)
     assert [seen[step] for step in range(10, 20)] == pytest.approx([0.001] * 4 + [0.0001] * 6)
+    assert runner.param_schedulers[0]._global_step == 20
 
 
 @pytest.mark.filterwarnings("error:Detected call of")
