@@ -10,7 +10,6 @@ from mmengine.structures import InstanceData
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detkit.engine import compile_model
 from detkit.losses import CrossEntropyLoss, FocalLoss, GIoULoss, L1Loss
 from detkit.models.dense_heads import RetinaHead
 from detkit.models.dense_heads.anchor_targets import AnchorTargets
@@ -155,7 +154,7 @@ def work(rank: int, folder: str) -> None:
         for kind, images in (("even", [[0, 1], [2, 3]]), ("no objects", [[2, 3], [3, 2]])):
             found[f"{name}, {kind}"] = gradients(DistributedDataParallel(build(2)), images[rank])
     compiled = Retina()
-    compile_model(compiled, {"backend": "eager", "target": "head.loss", "fullgraph": True}, torch.device("cpu"))
+    compiled.head.loss = torch.compile(compiled.head.loss, backend="eager", fullgraph=True)
     found["retina, compiled"] = gradients(DistributedDataParallel(compiled), [[0, 1], [2, 3]][rank])
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
