@@ -150,3 +150,18 @@ def test_gradients_travel_in_half_precision_where_asked(pair):
 def test_training_data_of_unequal_lengths_are_refused(pair):
     assert "train_dataloader: the processes have [" in pair["uneven"]
     assert "round_up=True" in pair["uneven"]
+
+
+def test_a_line_is_that_of_both_processes_though_they_note_different_things(pair):
+    """Means over all values of both, the longest wait for data; no name is lost, and none is waited for."""
+    first, second = (line for line in pair["logged"]["lines"] if "loss" in line)
+    losses = pair["logged"]["losses"]
+    assert losses[0] != losses[1]
+    for line, end in ((first, 2), (second, 4)):
+        both = [loss for own in losses for loss in own[end - 2 : end]]
+        assert line["loss"] == pytest.approx(sum(both) / 4, rel=1e-12)
+        assert line["data_time"] == 2.0
+        assert line["only_0"] == line["only_1"] == 1.0
+        assert line["common"] == (3 * 1.0 + 2 * 3.0) / 5  # three values of one process, two of the other
+    found = [("only_0" in names, "only_1" in names) for names in pair["logged"]["events"]]
+    assert found == [(True, False), (False, True)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from engine.engine_toys import ToyModel, toy_config
+from engine.logger_ranks import logged
 from engine.shapes_run import shapes_config
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -95,6 +96,7 @@ def train_pair(folder: str, data: str) -> dict[str, Any]:
         "hook": failure(root, "hook", model_wrapper_cfg={"comm_hook": "fp16_compres"}),
         "compressed": {name: compressed(root, name) for name in (None, "fp16_compress", "bf16_compress")},
         "uneven": failure(root, "uneven", size=13, train_dataloader=uneven()),
+        "logged": logged(root),
         "files": sorted(path.name for path in root.iterdir()),
         "logs of others": sorted(path.name for path in root.rglob("*rank1*")),
     }

@@ -41,6 +41,7 @@ class IterTimerHook(Hook):
         self._reset()
 
     def _reset(self) -> None:
+        self._stream: Any = None
         self._done = 0
         self._step_begin = self._step_end = self._val_begin = 0.0
         self._validated = 0.0  # seconds of validation since the last step
@@ -50,6 +51,7 @@ class IterTimerHook(Hook):
     def before_train(self, runner: Any) -> None:
         """Start the clock."""
         self._reset()
+        self._stream = getattr(runner.train_loop, "stream", None)  # a loop that is not detkit's has none
         self._run_begin = self._step_end = self._measured_begin = time.perf_counter()
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
@@ -59,8 +61,7 @@ class IterTimerHook(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Note how long the step took, its data, and what came before it."""
         now = time.perf_counter()
-        stream = getattr(runner.train_loop, "stream", None)  # a loop that is not detkit's has none
-        loading = 0.0 if stream is None else stream.load_time
+        loading = 0.0 if self._stream is None else self._stream.load_time
         seconds = now - self._step_begin + loading
         hooks = self._step_begin - loading - self._step_end - self._validated
         self._step_end, self._validated = now, 0.0

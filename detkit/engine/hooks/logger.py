@@ -109,6 +109,10 @@ class LoggerHook(Hook):
         if console.is_terminal:
             self._display = ProgressDisplay(console, runner.max_iters)
 
+    def before_train_epoch(self, runner: Any) -> None:
+        """Note which epoch lines belong to."""
+        self._epoch = runner.epoch + 1
+
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Note what the model reported; at an interval, write a line."""
         done = runner.iter + 1
@@ -119,7 +123,7 @@ class LoggerHook(Hook):
         runner.events.put_scalars(values, step=done)
         if self._display is not None:
             self._display.update(done)
-        self._epoch, self._in_epoch = runner.epoch + 1, batch_idx + 1
+        self._in_epoch = batch_idx + 1
         if self._is_due(runner, batch_idx, done):
             loss_scale = getattr(runner.optim_wrapper, "loss_scale", None)
             if loss_scale is not None:
