@@ -57,11 +57,6 @@ _DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
 }
 
 
-# The training of mmengine's runner calls these by name; its own recomputation freezes weights.
-mmengine_runner.runner.turn_on_activation_checkpointing = checkpoint_activations
-mmengine_runner.runner.turn_on_efficient_conv_bn_eval = merge_conv_and_frozen_norm
-
-
 class PartBuilder(mmengine_runner.Runner):
     """The half of the runner that builds; see ``Runner``.
 
@@ -133,10 +128,20 @@ class PartBuilder(mmengine_runner.Runner):
         options = self.cfg.get("find_unused_parameters", False), self.cfg.get("sync_bn")
         return wrap_model(model, model_wrapper_cfg, *options, self.logger)
 
-    def _maybe_compile(self, target: str) -> None:
+    def _change_forward(self) -> None:
+        """Recompute activations and merge frozen norms, as the config says."""
+        for key, change in (
+            ("activation_checkpointing", checkpoint_activations),
+            ("efficient_conv_bn_eval", merge_conv_and_frozen_norm),
+        ):
+            names = self.cfg.get(key)
+            if names is not None:
+                self.logger.info("%s: %s", key, names)
+                change(_inner(self.model), names)
+
+    def _compile(self) -> None:
         """Compile what the config's ``compile`` says; mmengine compiles ``train_step``, in pieces."""
-        model: Any = self.model.module if is_model_wrapper(self.model) else self.model
-        names = compile_model(model, self.cfg.get("compile"), self.device)
+        names = compile_model(_inner(self.model), self.cfg.get("compile"), self.device)
         if names:
             self.logger.info(
                 "compiling %s: the first iterations, and those with new shapes, are slow", ", ".join(names)
@@ -303,3 +308,7 @@ class PartBuilder(mmengine_runner.Runner):
         cfg["name"] = self._experiment_name
         with building("visualizer", cfg):
             return VISUALIZERS.build(cfg)
+
+
+def _inner(model: Any) -> Any:
+    return model.module if is_model_wrapper(model) else model

@@ -19,10 +19,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detkit.checkpoints import (
-    from_rank0,
     load_checkpoint_file,
     load_weights,
-    newest_intact,
     open_checkpoint,
     save_checkpoint_file,
     write_text,
@@ -40,11 +38,10 @@ from detkit.engine.environment import (
     select_device,
     set_float32_precision,
 )
-from detkit.engine.evaluation import EvaluationPart, evaluation_parts
-from detkit.engine.hooks.checkpoint import checkpoint_folder
-from detkit.engine.labels import check_heads, check_metric, check_same_classes, class_difference, classes_of, label_map
 from detkit.engine.optim import OptimWrapper
 from detkit.engine.parallel import sync_buffers
+from detkit.engine.resume import checkpoint_to_resume
+from detkit.engine.run_checks import check_evaluation, check_loaded_weights, check_training
 from detkit.engine.state import capture, check_resumable, restore
 from detkit.events import EventStorage
 from detkit.registry import RUNNERS, check_keys
@@ -195,30 +192,45 @@ class Runner(PartBuilder):
             getattr(hook, fn_name)(self, **kwargs)
 
     def train(self) -> nn.Module:
-        """Train, after everything that can be checked beforehand was checked."""
+        """Train, after everything that can be checked beforehand was checked.
+
+        Returns:
+            The model; ``train_completed`` says whether the run went to its end.
+        """
         if self._train_loop is None:
             raise ValueError("train_dataloader, train_cfg and optim_wrapper must be set to train")
-        self._find_checkpoint_to_resume()
+        self._checkpoint_to_resume = checkpoint_to_resume(self)
         self._train_loop = self.build_train_loop(self._train_loop)
-        dataset = self.train_dataloader.dataset
-        check_heads(_inner(self.model), dataset, "train_dataloader.dataset")
         if self._val_loop is not None:
             self._val_loop = self.build_val_loop(self._val_loop)
-            self._check_evaluation("val", self._val_loop)
-            own = (label_map(dataset) or {}).get("classes")
-            for path, part in _datasets("val", self._val_loop):
-                classes = (label_map(part.dataloader.dataset) or {}).get("classes")
-                check_same_classes(own, "train_dataloader.dataset", classes, f"{path}.dataset")
+        check_training(self)
         benchmark = self.cudnn_benchmark and not self.deterministic
         with self.events, cudnn_benchmark(True) if benchmark else nullcontext():
-            return self._closing(super().train)
+            return self._closing(self._train)
+
+    def _train(self) -> nn.Module:
+        is_new = isinstance(self.optim_wrapper, Mapping)
+        self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+        if is_new:  # a second call of train() would scale a second time
+            self.scale_lr(self.optim_wrapper, self.auto_scale_lr)
+        if self.param_schedulers is not None:
+            self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
+        self.call_hook("before_run")
+        self._init_model_weights()
+        self._change_forward()
+        self.load_or_resume()
+        self.optim_wrapper.initialize_count_status(self.model, self.iter, self.max_iters)
+        self._compile()
+        model = self.train_loop.run()
+        self.call_hook("after_run")
+        return model
 
     def val(self) -> dict[str, Any]:
         """Validate once."""
         if self._val_loop is None:
             raise ValueError("val_dataloader, val_cfg and val_evaluator must be set to validate")
         self._val_loop = self.build_val_loop(self._val_loop)
-        self._check_evaluation("val", self._val_loop)
+        check_evaluation(self, "val", self._val_loop)
         return self._closing(super().val)
 
     def test(self) -> dict[str, Any]:
@@ -226,15 +238,8 @@ class Runner(PartBuilder):
         if self._test_loop is None:
             raise ValueError("test_dataloader, test_cfg and test_evaluator must be set to test")
         self._test_loop = self.build_test_loop(self._test_loop)
-        self._check_evaluation("test", self._test_loop)
+        check_evaluation(self, "test", self._test_loop)
         return self._closing(super().test)
-
-    def _check_evaluation(self, kind: str, loop: Any) -> None:
-        for path, part in _datasets(kind, loop):
-            dataset = part.dataloader.dataset
-            check_heads(_inner(self.model), dataset, f"{path}.dataset")
-            for metric in part.evaluator.metrics:
-                check_metric(metric, dataset, path.replace("dataloader", "evaluator"))
 
     def _closing(self, run: Callable[[], Any]) -> Any:
         """Run, and reach the end stages of all hooks in any case; mmengine leaves files open after an error."""
@@ -272,26 +277,6 @@ class Runner(PartBuilder):
                 first = first or error
         return first
 
-    def _find_checkpoint_to_resume(self) -> None:
-        if not self._resume:
-            return
-        if not isinstance(self._resume, bool):
-            checkpoint = load_checkpoint_file(self._resume, broadcast_from_rank0=True)
-            check_resumable(checkpoint, str(self._resume))
-            self._checkpoint_to_resume = (checkpoint, str(self._resume))
-        else:
-            folder = checkpoint_folder(self)
-            # One process looks: on several machines, the others may see other files, or none.
-            self._checkpoint_to_resume = from_rank0(lambda: newest_intact(folder, check_resumable, self.logger.warning))
-        if self._checkpoint_to_resume is None:
-            start = f"the weights of {self._load_from}" if self._load_from else "scratch"
-            self.logger.warning("no checkpoint to resume from in %s: starting from %s", self.work_dir, start)
-            return
-        seed = self._checkpoint_to_resume[0]["meta"]["seed"]
-        if seed != self._seed:
-            self.logger.warning("the run was started with seed %s, and goes on with it, not with %s", seed, self._seed)
-            self._seed = seed
-
     def load_or_resume(self) -> None:
         """Go on from the checkpoint found, or load ``load_from``: all of it for an evaluation by itself."""
         if self._has_loaded:
@@ -301,10 +286,7 @@ class Runner(PartBuilder):
             self.resume(self._checkpoint_to_resume[1])
         elif self._load_from is not None:
             checkpoint = self.load_checkpoint(self._load_from, strict=not training)
-            if training:
-                self._warn_of_other_labels(checkpoint)
-            else:
-                self._check_labels_of(checkpoint)
+            check_loaded_weights(self, checkpoint, str(self._load_from))
 
     def resume(self, filename: str) -> None:
         """Restore everything; mmengine's cannot open its own files on torch 2.6 and later, resumes schedules by
@@ -342,19 +324,6 @@ class Runner(PartBuilder):
         level("%s: %s", filename, report)
         return checkpoint
 
-    def _check_labels_of(self, checkpoint: Mapping[str, Any]) -> None:
-        kind, loop = ("test", self._test_loop) if isinstance(self._test_loop, BaseLoop) else ("val", self._val_loop)
-        if isinstance(loop, BaseLoop):
-            for path, part in _datasets(kind, loop):
-                own = (label_map(part.dataloader.dataset) or {}).get("classes")
-                check_same_classes(classes_of(checkpoint), str(self._load_from), own, f"{path}.dataset")
-
-    def _warn_of_other_labels(self, checkpoint: Mapping[str, Any]) -> None:
-        own = (label_map(self.train_dataloader.dataset) or {}).get("classes")
-        difference = class_difference(classes_of(checkpoint), str(self._load_from), own, "train_dataloader.dataset")
-        if difference is not None:
-            self.logger.warning("%s; heads that fit start from the weights of other classes", difference)
-
     def save_checkpoint(
         self,
         out_dir: str | os.PathLike[str],
@@ -377,13 +346,6 @@ class Runner(PartBuilder):
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
         if self.rank == 0:
             save_checkpoint_file(checkpoint, Path(out_dir, filename))
-
-
-def _datasets(kind: str, loop: Any) -> list[tuple[str, EvaluationPart]]:
-    """The datasets of an evaluation, each with the config path of its loader."""
-    parts = evaluation_parts(loop)
-    path = f"{kind}_dataloader"
-    return [(path if len(parts) == 1 else f"{path}.{index}", part) for index, part in enumerate(parts)]
 
 
 def _inner(model: Any) -> nn.Module:
