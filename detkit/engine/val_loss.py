@@ -7,15 +7,13 @@ from typing import Any
 
 import torch
 from mmengine.model import is_model_wrapper
-from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from detkit.engine.annotation_frame import loads_in_original_frame, to_network_frame
 from detkit.engine.distributed import all_gather
 
-__all__ = ["ValidationLoss", "loads_in_original_frame", "to_network_frame", "without_losses"]
-
-# What may stand between loading and annotations without moving anything but by the scale factor.
-_IN_PLACE = ("Load", "Normalize", "Pad", "PhotoMetric", "Color", "Brightness", "Contrast")
+__all__ = ["ValidationLoss", "without_losses"]
 
 
 class ValidationLoss:
@@ -84,9 +82,7 @@ class ValidationLoss:
                     "none; add dict(type='LoadAnnotations', with_bbox=True), or leave loss=True out"
                 )
         # Copies: predicting on the same batch follows, and the metric reads its ground truth.
-        samples = [
-            to_network_frame(sample) if self._rescale else _copy(sample) for sample in data_batch["data_samples"]
-        ]
+        samples = [to_network_frame(sample) if self._rescale else sample.new() for sample in data_batch["data_samples"]]
         preprocessor = self._model.data_preprocessor
         data = preprocessor({**data_batch, "data_samples": samples}, False)
         if hasattr(preprocessor, "pad_annotations"):
@@ -112,83 +108,6 @@ class _Buffers:
             module._buffers[name] = buffer
         if self._values:
             torch._foreach_copy_([buffer for _, _, buffer in self._kept if buffer is not None], self._values)
-
-
-def loads_in_original_frame(dataset: Any, source: str) -> bool:
-    """Whether a pipeline loads annotations after it has resized the image, so that they are not resized.
-
-    Args:
-        dataset: With a ``pipeline`` of transforms, bare or in wrappers; without one the answer is no.
-        source: Config path of the pipeline, for messages.
-
-    Raises:
-        ValueError: No annotations are loaded, or something other than resizing comes before.
-    """
-    joined = [loads_in_original_frame(one, source) for one in getattr(dataset, "datasets", None) or ()]
-    if joined:
-        if len(set(joined)) > 1:
-            raise ValueError(f"{source}: some of the joined datasets load annotations before Resize, some after it")
-        return joined[0]
-    transforms = getattr(getattr(dataset, "pipeline", None), "transforms", None)
-    if not transforms:
-        return False
-    names = [type(transform).__name__ for transform in transforms]
-    loading = next((index for index, name in enumerate(names) if "Annotations" in name), None)
-    if loading is None:
-        raise ValueError(
-            f"{source}: a loss needs annotations, but the pipeline ({', '.join(names)}) loads none; add "
-            "dict(type='LoadAnnotations', with_bbox=True), or leave loss=True out"
-        )
-    before = [name for name in names[:loading] if not name.startswith(_IN_PLACE)]
-    moved = [name for name in before if "Resize" not in name]
-    if moved:
-        raise ValueError(
-            f"{source}: {names[loading]} comes after {', '.join(moved)}, so that boxes and image may not belong "
-            f"together; put it before, or only Resize in between"
-        )
-    return bool(before)
-
-
-def to_network_frame(sample: Any) -> Any:
-    """A copy of ``sample`` whose ground truth is in pixels of the network's input.
-
-    Args:
-        sample: With ``scale_factor`` (width, height), network's size over original size.
-
-    Raises:
-        ValueError: No ``scale_factor``, or a flipped image.
-    """
-    scale = sample.get("scale_factor")
-    if scale is None or sample.get("flip"):
-        raise ValueError(
-            f"{sample.get('img_path')}: a loss on annotations loaded after Resize needs scale_factor and no flip; "
-            "name 'scale_factor' in meta_keys of PackDetInputs"
-        )
-    copy = _copy(sample)
-    for field in ("gt_instances", "ignored_instances"):
-        if field in copy:
-            setattr(copy, field, _scaled(copy.get(field), scale))
-    if "gt_sem_seg" in copy:
-        seg = copy.gt_sem_seg.sem_seg
-        height, width = round(seg.shape[-2] * scale[1]), round(seg.shape[-1] * scale[0])
-        resized = nn.functional.interpolate(seg[None].float(), (height, width), mode="nearest")[0].to(seg.dtype)
-        copy.gt_sem_seg = PixelData(metainfo=copy.gt_sem_seg.metainfo, sem_seg=resized)
-    return copy
-
-
-def _copy(sample: Any) -> Any:
-    """Another sample of the same data, in which fields can be replaced."""
-    return sample.new()
-
-
-def _scaled(instances: InstanceData, scale: Sequence[float]) -> InstanceData:
-    copy = instances.new()
-    if "bboxes" in copy:
-        copy.bboxes = copy.bboxes * copy.bboxes.new_tensor([scale[0], scale[1], scale[0], scale[1]])
-    if "masks" in copy:
-        masks = copy.masks
-        copy.masks = masks.resize((round(masks.height * scale[1]), round(masks.width * scale[0])))
-    return copy
 
 
 def without_losses(outputs: Any, losses: dict[str, list[float]]) -> Any:

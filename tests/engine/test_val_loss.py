@@ -15,7 +15,8 @@ from mmengine.structures import InstanceData, PixelData
 from detkit.config import load
 from detkit.datasets.shapes import generate
 from detkit.engine import CheckpointHook, EarlyStoppingHook, Runner, launch
-from detkit.engine.val_loss import ValidationLoss, loads_in_original_frame, to_network_frame
+from detkit.engine.annotation_frame import loads_in_original_frame, to_network_frame
+from detkit.engine.val_loss import ValidationLoss
 from detkit.registry import MODELS
 from detkit.structures import BitmapMasks, DetDataSample
 

@@ -23,6 +23,7 @@ class Drawer:
 
     def add_datasample(self, name, image, data_sample, **options):
         self.calls.append((name, image, options))
+        self.sample = data_sample
         Path(options["out_file"]).touch()
 
 
@@ -50,7 +51,10 @@ def validate(hook, runner, samples, times: int = 1) -> int:
 
 
 def fake_runner(folder, loop=None):
-    return SimpleNamespace(work_dir=str(folder), visualizer=Drawer(), _train_loop=loop, iter=0)
+    loader = SimpleNamespace(dataset=None)
+    runner = SimpleNamespace(work_dir=str(folder), visualizer=Drawer(), _train_loop=loop, iter=0)
+    runner.val_dataloader = runner.test_dataloader = loader
+    return runner
 
 
 def test_the_first_images_are_drawn_in_rgb_with_truth(tmp_path, samples):
@@ -119,8 +123,8 @@ def test_the_picture_shows_truth_beside_predictions_and_reaches_the_backends(tmp
     )
     visualizer = DetLocalVisualizer(vis_backends=[{"type": "LocalVisBackend"}], save_dir=str(tmp_path / "backend"))
     visualizer.dataset_meta = {"classes": ("disc",), "palette": [(255, 0, 0)]}
-    runner = SimpleNamespace(work_dir=str(tmp_path / "run"), visualizer=visualizer, _train_loop=None, iter=0)
-    assert DetVisualizationHook().priority == "NORMAL"
+    runner = fake_runner(tmp_path / "run")
+    runner.visualizer = visualizer
     hook = DetVisualizationHook(score_thr=0.5)
     hook.before_val_epoch(runner)
     hook.after_val_iter(runner, 0, None, [sample])
@@ -132,6 +136,25 @@ def test_the_picture_shows_truth_beside_predictions_and_reaches_the_backends(tmp
     _, columns = np.nonzero(red[:, half:])
     assert columns.min() > 8  # the box of low score would begin at the left edge
     assert len(list((tmp_path / "backend").rglob("*.png"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("LoadImageFromFile", "LoadAnnotations", "Resize", "PackDetInputs"), [1, 2, 3, 4]),
+        (("LoadImageFromFile", "Resize", "LoadAnnotations", "PackDetInputs"), [2, 6, 6, 12]),
+    ],
+)
+def test_truth_that_was_resized_with_the_image_is_drawn_in_its_place(tmp_path, samples, names, expected):
+    """An image that was resized to twice its width and three times its height; predictions are in its own pixels."""
+    transforms = [type(name, (), {})() for name in names]
+    runner = fake_runner(tmp_path)
+    runner.val_dataloader.dataset = SimpleNamespace(pipeline=SimpleNamespace(transforms=transforms))
+    samples[0].set_metainfo({"scale_factor": (2.0, 3.0)})
+    samples[0].gt_instances = InstanceData(bboxes=torch.tensor([[2.0, 6, 6, 12]]), labels=torch.tensor([0]))
+    validate(DetVisualizationHook(num_images=1), runner, samples)
+    assert runner.visualizer.sample.gt_instances.bboxes.tolist() == [pytest.approx(expected)]
+    assert samples[0].gt_instances.bboxes.tolist() == [[2, 6, 6, 12]]
 
 
 def test_a_test_is_drawn_into_its_own_folder(tmp_path, samples):

@@ -9,6 +9,7 @@ from typing import Any
 import mmcv
 from mmengine.runner import BaseLoop
 
+from detkit.engine.annotation_frame import to_image_frame
 from detkit.engine.distributed import is_main_process
 from detkit.engine.hooks.hook import Hook
 from detkit.registry import HOOKS
@@ -81,7 +82,7 @@ class DetVisualizationHook(Hook):
         samples = list(outputs or ())
         if self.interval is not None:
             samples = samples[:1] if batch_idx % self.interval == 0 else []
-        self._draw_batch(runner, samples, "predictions")
+        self._draw_batch(runner, runner.val_dataloader.dataset, samples, "predictions")
 
     def before_test_epoch(self, runner: Any) -> None:
         """A test is always drawn."""
@@ -90,7 +91,7 @@ class DetVisualizationHook(Hook):
 
     def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Draw a batch."""
-        self._draw_batch(runner, outputs or (), self.test_out_dir)
+        self._draw_batch(runner, runner.test_dataloader.dataset, outputs or (), self.test_out_dir)
 
     def _is_due(self, runner: Any) -> bool:
         loop = runner._train_loop
@@ -98,7 +99,7 @@ class DetVisualizationHook(Hook):
             return True  # by itself, or after the last iteration
         return self.val_interval is not None and self._validations % self.val_interval == 0
 
-    def _draw_batch(self, runner: Any, samples: Sequence[Any], folder: str) -> None:
+    def _draw_batch(self, runner: Any, dataset: Any, samples: Sequence[Any], folder: str) -> None:
         if not self._drawing:
             return
         left = len(samples) if self.num_images is None else max(self.num_images - self._drawn, 0)
@@ -115,7 +116,7 @@ class DetVisualizationHook(Hook):
             runner.visualizer.add_datasample(
                 path.stem,
                 image,
-                sample,
+                to_image_frame(sample, dataset),
                 draw_gt="gt_instances" in sample,
                 draw_pred=True,
                 show=self.show,
