@@ -15,30 +15,23 @@ from typing import Any
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Evaluate a checkpoint on the config's test set.")
-    parser.add_argument("config", help="config file")
+    from detkit.arguments import default_argument_parser
+
+    parser = default_argument_parser("Evaluate a checkpoint on the config's test set.")
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument("--work-dir", help="folder of the results (default: work_dirs/<name of the config>/test)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:<index> (default: the config's, else CUDA if present)")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action="extend",  # given twice, both count
-        default=[],
-        metavar="KEY=VALUE",
-        help="override config values; +KEY=VALUE adds",
-    )
-    parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
     return parser.parse_args(arguments)
 
 
 def configure(args: argparse.Namespace) -> Any:
     """The config that the arguments describe."""
     from detkit.config import load
+    from detkit.engine.cli import set_launcher
 
     cfg = load(args.config, args.cfg_options)
     cfg.work_dir = args.work_dir or str(Path("work_dirs", Path(args.config).stem, "test"))
     cfg.load_from, cfg.resume = args.checkpoint, False
+    set_launcher(cfg, args)
     if args.device is not None:
         cfg.device = args.device
     show_classes(cfg.get("test_evaluator") or [])
@@ -68,6 +61,8 @@ def test(args: argparse.Namespace) -> None:
     open_checkpoint(args.checkpoint)  # a wrong file is refused before data and model are built
     runner = Runner.from_cfg(cfg)
     metrics = plain(runner.test())
+    if runner.rank:
+        return
     path = Path(runner.work_dir, "metrics.json")
     write_text(path, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     print(f"metrics   {path}")
@@ -88,11 +83,11 @@ def plain(value: Any) -> Any:
 
 
 def main() -> None:
-    args = parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
-    from detkit.engine.cli import run_cli
+    args = parse_args()
+    from detkit.engine.cli import run_cli, run_processes
 
-    run_cli(test, args, show_traceback=args.traceback)
+    run_cli(run_processes, test, args, configure, show_traceback=args.traceback)
 
 
 if __name__ == "__main__":

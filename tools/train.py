@@ -3,6 +3,8 @@
 python tools/train.py configs/retinanet/retinanet_r18_fpn_shapes.py
 python tools/train.py CONFIG --dry-run
 python tools/train.py CONFIG --resume
+python tools/train.py CONFIG --num-processes 8
+torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST tools/train.py CONFIG
 python tools/train.py CONFIG --cfg-options optim_wrapper.optimizer.lr=0.001 train_cfg.max_epochs=6
 """
 
@@ -16,10 +18,11 @@ from typing import Any
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train a detector, validate it, and leave checkpoints, metrics, curves and pictures."
+    from detkit.arguments import default_argument_parser
+
+    parser = default_argument_parser(
+        "Train a detector, validate it, and leave checkpoints, metrics, curves and pictures."
     )
-    parser.add_argument("config", help="config file")
     parser.add_argument("--work-dir", help="folder of the run (default: work_dirs/<name of the config>)")
     parser.add_argument(
         "--resume",
@@ -41,27 +44,19 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="scale the learning rate, and what is counted in iterations, to the batch size (config: auto_scale_lr)",
     )
-    parser.add_argument("--device", help="cpu, cuda or cuda:<index> (default: the config's, else CUDA if present)")
     parser.add_argument("--seed", type=int, help="of every random number (default: the config's, else 0)")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action="extend",  # given twice, both count
-        default=[],
-        metavar="KEY=VALUE",
-        help="override config values; +KEY=VALUE adds",
-    )
-    parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
     return parser.parse_args(arguments)
 
 
 def configure(args: argparse.Namespace) -> Any:
     """The config that the arguments describe."""
     from detkit.config import load
+    from detkit.engine.cli import set_launcher
 
     cfg = load(args.config, args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs", Path(args.config).stem))
     cfg.resume = args.resume or cfg.get("resume", False)
+    set_launcher(cfg, args)
     if args.device is not None:
         cfg.device = args.device
     if args.seed is not None:
@@ -94,6 +89,8 @@ def train(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     runner = Runner.from_cfg(configure(args))
     runner.train()
+    if runner.rank:
+        return
     folder = Path(runner.work_dir)
     lines = [f"trained to epoch {runner.epoch}, iteration {runner.iter}, in {duration(time.perf_counter() - start)}"]
     hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
@@ -114,11 +111,11 @@ def train(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    args = parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
-    from detkit.engine.cli import run_cli
+    args = parse_args()
+    from detkit.engine.cli import run_cli, run_processes
 
-    run_cli(train, args, show_traceback=args.traceback)
+    run_cli(run_processes, train, args, configure, show_traceback=args.traceback)
 
 
 if __name__ == "__main__":

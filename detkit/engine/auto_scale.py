@@ -188,11 +188,16 @@ def _rates(cfg: Any, wrappers: Mapping[Path, Mapping[str, Any]], factor: float) 
                     value = settings["lr"]
                     yield Scaled((*path, "paramwise_cfg", kind, name, "lr"), value, value * factor)
     for path, scheduler in _schedulers(cfg.get("param_scheduler")):
-        if not _name(scheduler).endswith("LR"):
-            continue
-        for key in _RATES:
-            if scheduler.get(key):
-                yield Scaled((*path, key), scheduler[key], scheduler[key] * factor)
+        if _name(scheduler).endswith("LR"):
+            yield from _scaled(path, scheduler, _RATES, factor)
+    for path, hook in _hooks(cfg):
+        yield from _scaled(path, hook, ("lr",), factor)
+
+
+def _scaled(path: Path, cfg: Mapping[str, Any], keys: Sequence[str], factor: float) -> Iterator[Scaled]:
+    for key in keys:
+        if cfg.get(key):
+            yield Scaled((*path, key), cfg[key], cfg[key] * factor)
 
 
 def _lengths(cfg: Any, factor: float) -> Iterator[Scaled]:
@@ -207,17 +212,20 @@ def _lengths(cfg: Any, factor: float) -> Iterator[Scaled]:
             yield Scaled((*path, "gamma"), gamma, gamma**factor)
         for inner, curve in _curves(scheduler, path):
             yield from _steps(inner, curve, _SCHEDULE_STEPS, factor)
-    for name, hook in (cfg.get("default_hooks") or {}).items():
-        yield from _hook_steps(("default_hooks", name), hook, factor)
-    for index, hook in enumerate(cfg.get("custom_hooks") or ()):
-        yield from _hook_steps(("custom_hooks", index), hook, factor)
+    for path, hook in _hooks(cfg):
+        keys: tuple[str, ...] = ("begin_iter",)
+        if hook.get("by_epoch") is False or (_name(hook) == "SWAHook" and hook.get("begin_iter")):
+            keys += _HOOK_STEPS
+        yield from _steps(path, hook, keys, factor)
 
 
-def _hook_steps(path: Path, hook: Any, factor: float) -> Iterator[Scaled]:
-    if isinstance(hook, Mapping):
-        yield from _steps(path, hook, ("begin_iter",), factor)
-        if hook.get("by_epoch") is False:
-            yield from _steps(path, hook, _HOOK_STEPS, factor)
+def _hooks(cfg: Any) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Every hook's config with its path."""
+    named = [(("default_hooks", name), hook) for name, hook in (cfg.get("default_hooks") or {}).items()]
+    listed = [(("custom_hooks", index), hook) for index, hook in enumerate(cfg.get("custom_hooks") or ())]
+    for path, hook in (*named, *listed):
+        if isinstance(hook, Mapping):
+            yield path, hook
 
 
 def _schedulers(cfg: Any, path: Path = ("param_scheduler",)) -> Iterator[tuple[Path, Mapping[str, Any]]]:
@@ -233,7 +241,7 @@ def _schedulers(cfg: Any, path: Path = ("param_scheduler",)) -> Iterator[tuple[P
 
 
 def _name(cfg: Mapping[str, Any]) -> str:
-    kind = cfg["type"]
+    kind = cfg.get("type", "")
     return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
 
 

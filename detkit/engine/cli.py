@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["reason", "run_cli"]
+__all__ = ["reason", "run_cli", "run_processes", "set_launcher"]
 
 # What detkit raises for wrong input, and what a wrong config makes others raise.
 _USER_ERRORS = (KeyError, TypeError, ValueError, OSError, ImportError, FloatingPointError, RuntimeError)
@@ -40,12 +40,70 @@ def run_cli(function: Callable[..., Any], *args: Any, show_traceback: bool = Fal
         log_file = _write_to_log(error)
         if not isinstance(error, _USER_ERRORS):
             raise
+        rank = int(os.environ.get("RANK", "0"))
         if show_traceback or os.environ.get("DETKIT_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exception(type(error), error, error.__traceback__)
-        print(f"error: {reason(error)}", file=sys.stderr)
+        print(f"error{f' of process {rank}' if rank else ''}: {reason(error)}", file=sys.stderr)
         if log_file:
             print(f"(traceback in {log_file})", file=sys.stderr)
         sys.exit(1)
+
+
+def run_processes(function: Callable[[Any], Any], args: Any, configure: Callable[[Any], Any]) -> Any:
+    """Call ``function(args)``, in as many processes as the arguments ask for.
+
+    Args:
+        function: What the tool does; of a module, so that a process can import it.
+        args: Of a parser that ``detkit.arguments.default_argument_parser`` made.
+        configure: Makes the config of the run from ``args``; called before processes are started, which finds what
+            is wrong with it, and the device.
+
+    Raises:
+        ProcessError: A process failed.
+    """
+    if args.num_processes * args.num_machines == 1:
+        return function(args)
+    from detkit.engine.distributed import launch
+
+    device = configure(args).get("device")
+    return launch(
+        _call,
+        args.num_processes,
+        args.num_machines,
+        args.machine_rank,
+        args.dist_url,
+        args=(function, args),
+        device_type=device and device.partition(":")[0],
+    )
+
+
+def _call(function: Callable[[Any], Any], args: Any) -> Any:
+    """``function(args)`` in a process of several, with the traceback of an error in its log."""
+    try:
+        return function(args)
+    except Exception as error:
+        log_file = _write_to_log(error)
+        if log_file:
+            print(f"(traceback of process {os.environ['RANK']} in {log_file})", file=sys.stderr)
+        raise
+
+
+def set_launcher(cfg: Any, args: Any) -> None:
+    """Say in the config what started the processes, and go on with a run that torchrun started anew.
+
+    Args:
+        cfg: With ``work_dir`` and ``resume``.
+        args: Of a parser that ``detkit.arguments.default_argument_parser`` made.
+    """
+    from detkit.checkpoints import resume_candidates
+    from detkit.engine.distributed import infer_launcher
+
+    launcher = args.launcher or infer_launcher()
+    cfg.launcher = launcher if launcher != "none" or args.launcher else cfg.get("launcher", "none")
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    # From the start of its first checkpoint on; until then it begins as it was asked to.
+    if restarts and (not isinstance(cfg.resume, str) or resume_candidates(cfg.work_dir)):
+        cfg.resume = True
 
 
 def reason(error: BaseException) -> str:

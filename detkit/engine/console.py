@@ -62,6 +62,7 @@ def only_errors(logger: MMLogger, file: str | os.PathLike[str]) -> None:
     handler.setLevel(logging.ERROR)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers = [handler]
+    logger._log_file = os.fspath(file)
 
 
 class ProgressDisplay:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed, nn
 
@@ -36,7 +41,10 @@ def collectives(processes_per_machine: int) -> list[dict[str, Any]]:
     believed = get_local_rank(), get_local_size()
     for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         del os.environ[name]
+    before = np.random.get_state()[1]
+    seed = shared_random_seed()
     seen = {
+        "numpy is untouched": bool((np.random.get_state()[1] == before).all()),
         "pid": os.getpid(),
         "rank": (rank, get_world_size()),
         "believed": believed,
@@ -45,7 +53,7 @@ def collectives(processes_per_machine: int) -> list[dict[str, Any]]:
         "gather": gather(rank),
         "gather to 1": gather(rank, dst=1),
         "broadcast": broadcast(f"from {rank}", src=2),
-        "seed": shared_random_seed(),
+        "seed": seed,
         "mean": reduced(rank, average=True),
         "sum": reduced(rank, average=False),
         "local": local.item(),
@@ -72,3 +80,32 @@ def batch_norm_statistics(rank: int) -> tuple[float, float]:
 
 def process_id() -> int:
     return os.getpid()
+
+
+def fail_together_with(how: str, folder: str) -> None:
+    """Process 1 fails in the middle of the work, while the other waits for it."""
+    Path(folder, str(get_rank())).write_text(str(os.getpid()))
+    synchronize()
+    if get_rank() == 1:
+        if how == "exception":
+            raise ArithmeticError("the second process cannot go on")
+        if how == "exit":
+            os._exit(7)
+        os.kill(os.getpid(), signal.SIGKILL)
+    all_gather(get_rank())
+
+
+def leave(code: int) -> None:
+    """All exit on purpose, one later than the other."""
+    time.sleep(1.0 * get_rank())
+    sys.exit(code)
+
+
+def unpicklable() -> Any:
+    return lambda: None
+
+
+def where_am_i() -> dict[str, str]:
+    """What the launcher told this process, of all processes."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+    return all_gather({name: os.environ[name] for name in names} | {"backend": distributed.get_backend()})

@@ -202,6 +202,14 @@ def test_hooks_and_curves_wherever_they_are():
     ]
 
 
+def test_averaging_begins_where_it_would_and_with_the_rate_it_would():
+    swa = {"type": "SWAHook", "begin_iter": 4000, "interval": 100, "lr": 0.01}
+    ema = {"type": "EMAHook", "interval": 4}
+    in_epochs = {"type": "SWAHook", "begin_epoch": 9, "interval": 2}
+    scaled = auto_scale_cfg(reference(custom_hooks=[swa, ema, in_epochs]), 16)["custom_hooks"]
+    assert scaled == [{**swa, "begin_iter": 2000, "interval": 50, "lr": 0.02}, ema, in_epochs]
+
+
 def test_only_the_rate_where_the_config_says_so():
     options = {"enable": True, "base_batch_size": 16, "scale_schedule": False}
     assert numbers(auto_scale_cfg(reference(auto_scale_lr=options), 16), 16) == (

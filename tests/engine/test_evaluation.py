@@ -12,7 +12,7 @@ from engine.engine_toys import ToyModel, toy_config
 from mmengine.structures import BaseDataElement
 
 from detkit.engine.evaluation import evaluation_mode
-from detkit.engine.hooks import CheckpointHook, Hook
+from detkit.engine.hooks import CallbackHook, CheckpointHook, Hook
 from detkit.engine.seeding import seed_everything
 from detkit.registry import HOOKS, MODELS
 
@@ -42,6 +42,7 @@ class DrawingModel(ToyModel):
             for sample in data_samples:
                 sample.set_metainfo({"score": torch.rand(()).item() + np.random.rand() + random.random()})
             return data_samples
+        torch.rand(())
         return super().forward(inputs, data_samples, mode)
 
 
@@ -101,6 +102,14 @@ def test_an_evaluation_takes_nothing_from_the_random_numbers_of_the_run(make_run
     assert runner.val_loop.run()["toy/mAP"] == first["toy/mAP"]
 
 
+def test_predictions_draw_the_same_numbers_with_and_without_losses(make_runner):
+    model = {"type": "DrawingModel", "bbox_head": {"type": "ToyHead"}}
+    plain = make_runner(model=deepcopy(model)).val()
+    both = make_runner(model=model, val_cfg={"loss": True}).val()
+    assert both["toy/mAP"] == plain["toy/mAP"]
+    assert "val/loss" in both
+
+
 def test_training_with_and_without_validation_is_the_same(make_runner):
     model = {"type": "DrawingModel", "bbox_head": {"type": "ToyHead"}}
     without = {"val_dataloader": None, "val_cfg": None, "val_evaluator": None}
@@ -132,6 +141,17 @@ def test_precision_of_predictions_on_a_cpu(make_runner, options, expected, stage
 def test_precision_that_is_none_is_refused(make_runner):
     with pytest.raises(ValueError, match=r"val_cfg\.dtype: 'float16', 'bfloat16' or None expected, got 'fp8'"):
         make_runner(val_cfg={"dtype": "fp8"}).val()
+
+
+@pytest.mark.parametrize("interval", [0, -1])
+@pytest.mark.parametrize("length", [{"by_epoch": True, "max_epochs": 3}, {"by_epoch": False, "max_iters": 8}])
+def test_an_interval_below_one_validates_at_the_end_only(make_runner, interval, length):
+    """mmengine divides by it."""
+    at = []
+    hook = CallbackHook({"after_val_epoch": lambda runner: at.append(runner.iter)})
+    runner = make_runner(train_cfg={**length, "val_interval": interval}, custom_hooks=[hook], param_scheduler=None)
+    runner.train()
+    assert at == [runner.max_iters]
 
 
 @pytest.mark.parametrize("stage", ["val", "test"])

@@ -27,6 +27,10 @@ PAIRS = [
     ("ParamSchedulerHook", "CheckpointHook", "a resumed run begins with the next rate"),
     ("LoggerHook", "CheckpointHook", "a resumed run writes no line twice"),
     ("DetVisualizationHook", "CheckpointHook", "pictures are of the weights that were evaluated"),
+    ("PreciseBNHook", "EvalFunctionHook", "what is evaluated has its statistics"),
+    ("PreciseBNHook", "CheckpointHook", "what is saved has its statistics"),
+    ("EvalFunctionHook", "EMAHook", "it evaluates the averaged weights, which go after the validation"),
+    ("EMAHook", "CheckpointHook", "the average of this step is saved"),
     ("EvalFunctionHook", "LoggerHook", "its numbers are in the line of the validation"),
     ("EvalFunctionHook", "CheckpointHook", "the best may be judged by them"),
     ("CheckpointHook", "EarlyStoppingHook", "the best is kept before the run is stopped"),
@@ -43,6 +47,8 @@ ALL = [
     {"type": "ExpectedResultsHook", "expected": []},
     {"type": "TorchProfilerHook", "begin": 100, "end": 100},
     {"type": "DetVisualizationHook"},
+    {"type": "EMAHook"},
+    {"type": "PreciseBNHook", "num_iters": 1},
 ]
 
 
@@ -68,7 +74,7 @@ def test_the_timer_is_first_and_preemption_last_of_the_default_hooks(make_runner
 def test_the_page_has_every_hook_with_its_priority():
     listed = {row[0].strip("`"): row[1].strip("`") for row in ROWS if row[0].strip("`") in HOOKS.module_dict}
     own = {
-        name: cls.priority
+        name: str(cls.priority)
         for name, cls in HOOKS.module_dict.items()
         if cls.__module__.startswith("detkit.") and name != "AutogradProfiler"
     }

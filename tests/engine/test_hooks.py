@@ -15,6 +15,7 @@ import torch
 from engine.engine_toys import ToyModel
 from mmengine.registry import FUNCTIONS
 
+from detkit.engine.cli import run_cli
 from detkit.engine.hooks import CallbackHook, CheckpointHook, CudaMemoryHook, EarlyStoppingHook, ExpectedResultsHook
 from detkit.engine.hooks.eval_function import EvalFunctionHook, flatten_results
 from detkit.engine.hooks.memory import MemoryProfilerHook, host_memory
@@ -211,6 +212,15 @@ def test_a_flat_metric_stops_at_patience_and_the_log_says_why(make_runner, tmp_p
     assert (tmp_path / "run" / "last_checkpoint").read_text() == "epoch_6.pth"
 
 
+def test_an_iteration_loop_is_stopped_too(make_runner):
+    metric = {"type": "ToyMetric", "values": (0.5, 0.4, 0.4, 0.4)}
+    train_cfg = {"by_epoch": False, "max_iters": 12, "val_interval": 3}
+    hook = EarlyStoppingHook("toy/mAP", patience=2)
+    runner = make_runner(train_cfg=train_cfg, custom_hooks=[hook], val_evaluator=metric, param_scheduler=None)
+    runner.train()
+    assert runner.iter == 9
+
+
 def test_rules_follow_the_name_of_the_metric(make_runner):
     assert [EarlyStoppingHook(name).rule for name in ("coco/bbox_mAP", "val/loss", "top1_err", "acc")] == [
         *("greater", "less", "less", "greater"),
@@ -289,6 +299,13 @@ def test_all_results_that_are_not_as_expected_are_named(make_runner):
     text = r"toy/mAP is 0\.4000, expected 0\.5 within 0\.05; toy/mAP50 is missing \(did you mean 'toy/mAP'\?\)$"
     with pytest.raises(ValueError, match=text):
         runner.train()
+
+
+def test_a_tool_exits_with_a_status_when_results_are_not_as_expected(make_runner, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run_cli(expecting(make_runner, ("toy/mAP", 0.5, 0.05)).train)
+    assert exit_.value.code == 1
+    assert "error: the results are not the expected ones: toy/mAP is 0.4000" in capsys.readouterr().err
 
 
 def test_a_result_that_is_not_finite_is_not_as_expected():

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import time
+import uuid
 from collections.abc import MutableMapping
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from detkit.engine.distributed.groups import forget_groups, get_cpu_group, get_local_rank, is_distributed
 from detkit.signature import nearest, quoted
@@ -19,6 +23,7 @@ LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 # Seconds that a collective waits for the other processes; one may evaluate while they wait.
 DEFAULT_TIMEOUT = 1800.0
 _BACKENDS = ("nccl", "gloo", "mpi", "ucc")
+_PAUSE = 0.01  # seconds between two looks into a store
 # Below the ports that Linux hands out by itself.
 _FIRST_PORT, _PORTS = 20_000, 12_000
 
@@ -79,9 +84,50 @@ def init_distributed(
         raise ValueError(f"dist_cfg.timeout: seconds above 0 were expected, got {timeout!r}")
     translate_environment(launcher, os.environ, port)
     set_device(backend, device_type)
-    distributed.init_process_group(backend, init_method="env://", timeout=timedelta(seconds=timeout))
+    patience = timedelta(seconds=timeout)
+    if "TORCHELASTIC_RESTART_COUNT" in os.environ:
+        store, rank, world = next(rendezvous("env://", timeout=patience))
+        store = unused_part(store, rank, world, timeout)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
+    else:
+        distributed.init_process_group(backend, init_method="env://", timeout=patience)
     get_cpu_group()  # every process is here now; later, one of them may not be
     return True
+
+
+def unused_part(store: Any, rank: int, world: int, timeout: float) -> Any:
+    """A part of ``store`` that only the processes which call this now have seen.
+
+    torchrun starts processes anew on the store of those that died, where torch then finds the old addresses.
+
+    Args:
+        store: Of all processes of all attempts.
+        rank: Of this process.
+        world: Count of processes.
+        timeout: Seconds to wait for the others.
+
+    Raises:
+        TimeoutError: A process did not come.
+    """
+    own = uuid.uuid4().hex
+    if rank:
+        # Asked under a name that no earlier process had, so that the answer is for this one.
+        store.set(f"detkit/asks/{rank}", own)
+        part = store.get(f"detkit/part/{own}").decode()
+        store.set(f"detkit/has/{part}/{rank}", "1")
+        return distributed.PrefixStore(part, store)
+    deadline = time.monotonic() + timeout
+    missing = set(range(1, world))
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"detkit/has/{own}/{other}"]):
+                missing.discard(other)
+            elif store.check([f"detkit/asks/{other}"]):  # perhaps an earlier process: then nobody reads the answer
+                store.set(f"detkit/part/{store.get(f'detkit/asks/{other}').decode()}", own)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes {sorted(missing)} did not come within {timeout:g} s")
+        time.sleep(_PAUSE)
+    return distributed.PrefixStore(own, store)
 
 
 def set_device(backend: str, device_type: str | None) -> None:

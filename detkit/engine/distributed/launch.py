@@ -206,7 +206,9 @@ def _watch(world: World, processes: Sequence[Any], store: Any) -> dict[int, int]
         try:
             elsewhere = store.check([_FAILED])
         except RuntimeError:
-            elsewhere = True
+            # Machine 0 is done, or gone; in the first case these processes are done too.
+            _wait_for_all(processes, _GRACE_S)
+            elsewhere = any(process.is_alive() for process in processes)
         if elsewhere and not _failed(processes):
             return None
 

@@ -26,7 +26,8 @@ class EvalFunctionHook(Hook):
 
     Nested dicts become ``a/b/c``. Without an interval the function runs after each validation and its numbers join
     the metrics, where ``save_best`` and ``EarlyStoppingHook`` find them; with one, they go to the log,
-    ``metrics.jsonl`` and the visualizer. The model is in evaluation mode, no gradients are kept, and the random
+    ``metrics.jsonl`` and the visualizer, and are of the weights that are trained, not of averaged ones.
+    The model is in evaluation mode, no gradients are kept, and the random
     numbers of the training go on as if nothing had happened. Every process calls the function and waits for the
     first one, whose numbers count; the others may return None.
 
@@ -45,7 +46,8 @@ class EvalFunctionHook(Hook):
         ValueError: A value in it is no number; a negative interval.
     """
 
-    priority = "HIGH"  # before weights that are averaged for the validation are taken back, and before who reads
+    # After PreciseBNHook has set the statistics; before EMAHook takes its weights back, and before whoever reads.
+    priority = 45
 
     def __init__(
         self,

@@ -6,7 +6,9 @@ A list of rates has the one before the first step, then the one after each step.
 from __future__ import annotations
 
 import math
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -339,3 +341,22 @@ class Half(Multiplier):
 def test_names_of_mmengine_stay_what_they_are():
     for cls in (CosineAnnealingLR, LinearLR, MultiStepLR):
         assert PARAM_SCHEDULERS.get(cls.__name__) is cls
+
+
+def test_the_page_of_schedules():
+    """Its snippets run, and its table names every curve."""
+    page = (Path(__file__).parents[3] / "docs" / "schedules.md").read_text()
+    schedule, curve = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    names: dict[str, Any] = {}
+    exec(schedule + curve, names)
+    try:
+        (scheduler,) = build_schedulers(names["param_scheduler"], sgd(), max_iters=90_000, epoch_length=1)
+        for step, rate in ((0, 0.005), (1000, 5.0), (60_000, 0.5), (80_000, 0.05)):
+            scheduler.load_state_dict({"base_values": [5.0], "last_step": step})
+            assert scheduler.get_last_value() == pytest.approx([rate])
+        found = rates(4, {"type": "LRMultiplier", "multiplier": {"type": "Triangle"}})
+        assert found == pytest.approx([0.0, 2.5, 5.0, 2.5, 0.0])
+    finally:
+        PARAM_SCHEDULERS._module_dict.pop("Triangle", None)
+    curves = {name for name, cls in PARAM_SCHEDULERS.module_dict.items() if issubclass(cls, Multiplier)}
+    assert curves == set(re.findall(r"^\| `(\w+)\(", page, flags=re.M))
