@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from detkit.engine import distributed
+from detkit.engine import Runner, distributed
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "train_plain.py"
 
@@ -21,10 +21,18 @@ def load_tool() -> Any:
     return module
 
 
-def train(values: dict[str, Any], file: str) -> list[float]:
-    """Train the toy; returns the sum of weights and statistics of each process."""
+def train(values: dict[str, Any], folder: str) -> list[tuple[float, bool]]:
+    """Train the toy with the loop and with the Runner.
+
+    Returns:
+        Of each process, the sum of weights and statistics, and whether they are the Runner's to the bit.
+    """
     from engine import engine_toys  # noqa: F401  registers the toy
 
     torch.set_num_threads(1)
-    model = load_tool().train(Config(values), Path(file))
-    return distributed.all_gather(sum(value.double().sum().item() for value in model.state_dict().values()))
+    model = load_tool().train(Config(values), Path(folder, "last.pth"))
+    runner = Runner.from_cfg(Config({**values, "work_dir": f"{folder}/runner", "launcher": "pytorch"}))
+    runner.train()
+    state, other = model.state_dict(), runner.model.module.state_dict()
+    same = all(torch.equal(value, other[name]) for name, value in state.items())
+    return distributed.all_gather((sum(value.double().sum().item() for value in state.values()), same))
