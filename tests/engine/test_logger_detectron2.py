@@ -137,6 +137,33 @@ def test_what_a_model_notes_is_written(make_runner):
     assert content.count(b"first") == content.count(b"inputs") == 6
 
 
+@pytest.mark.parametrize(
+    ("options", "processor", "x", "loss"),
+    [
+        ({}, {}, [3, 3, 6, 6], "loss"),
+        ({"log_metric_by_epoch": True}, {"log_with_hierarchy": True}, [3, 1, 6, 2], "train/loss"),
+    ],
+)
+def test_the_visualizers_backends_get_the_right_steps(make_runner, options, processor, x, loss):
+    """mmengine gives them the metrics of iteration runs at step 0; a backend such as MLflow takes the step it gets."""
+    runner = make_runner(
+        model={"type": "NotingModel", "bbox_head": {"type": "ToyHead"}},
+        epochs=2,
+        visualizer={"type": "DetLocalVisualizer", "vis_backends": [{"type": "LocalVisBackend"}]},
+        default_hooks={"logger": {"type": "LoggerHook", "interval": 3, "tensorboard": False, **options}},
+        log_processor={"type": "LogProcessor", **processor},
+    )
+    runner.train()
+    (scalars,) = Path(runner.work_dir).rglob("scalars.json")
+    written = [json.loads(line) for line in scalars.read_text().splitlines()]
+    assert [line["step"] for line in written] == x
+    assert [loss in line for line in written] == [True, False, True, False]
+    assert ["toy/mAP" in line for line in written] == [False, True, False, True]
+    assert sorted(path.name for path in Path(runner.work_dir).rglob("first_*.png")) == [
+        f"first_{step}.png" for step in range(1, 7)
+    ]
+
+
 def test_nothing_waits_between_two_lines(make_runner):
     """From the forward pass to the last hook of an iteration; only those that write a line may read."""
     checked = []
