@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from detkit.config import load
-from detkit.registry import MODELS
+from detkit.events import EventStorage
+from detkit.registry import HOOKS, MODELS
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "configs" / "retinanet" / "retinanet_r18_fpn_shapes.py"
@@ -35,6 +36,19 @@ def test_a_child_config_for_ones_own_data(tmp_path, page):
     assert cfg.val_dataloader.dataset.data_root == "data/mine/"
     assert cfg.val_dataloader.dataset.metainfo.classes == ("cat", "dog")
     assert cfg.model.bbox_head.num_classes == 2
+
+
+def test_notes_and_settings_of_the_page_on_logging(tmp_path):
+    notes, settings = snippets("docs/logging.md")
+    given = {"positive": torch.tensor([True, False, True]), "scores": torch.rand(5), "image": torch.zeros(3, 4, 4)}
+    with EventStorage() as storage:
+        exec(notes, given)
+    latest = {name: value for name, (value, _) in storage.latest().items()}
+    assert latest == {"num_positives": 2.0, "thresholds": 0.5, "rpn/num_positives": 2.0}
+    assert [len(storage.take_images()), len(storage.take_histograms())] == [1, 1]
+    cfg = child(tmp_path, settings)
+    assert HOOKS.build(cfg.default_hooks.logger).async_write
+    assert HOOKS.build(cfg.default_hooks.timer).warmup_iters == 3
 
 
 def test_swapping_a_module(tmp_path):
