@@ -71,6 +71,7 @@ def load_weights(
     strict: bool = False,
     revise: Sequence[tuple[str, str]] = (),
     key_matching: str | None = None,
+    name: str | None = None,
 ) -> LoadReport:
     """Load the weights of a checkpoint into ``model``, which may be wrapped for several processes.
 
@@ -83,6 +84,7 @@ def load_weights(
         key_matching: ``exact``, or ``suffix``: a name of the model takes the longest name of the file with which it
             ends, ``backbone.body.conv1.weight`` that of ``conv1.weight``. By default ``suffix`` for files that ask
             for it, by their format or by ``?matching_heuristics=True`` after their name, and else ``exact``.
+        name: What messages call the source where it is no file.
 
     Returns:
         What was loaded and what was not.
@@ -91,7 +93,7 @@ def load_weights(
         ValueError: Nothing fits, or ``strict`` and something does not, or it is not clear what belongs where; the
             model is then unchanged.
     """
-    name = "checkpoint" if isinstance(source, Mapping) else str(source)
+    name = name or ("checkpoint" if isinstance(source, Mapping) else str(source))
     if key_matching is not None and key_matching not in _MATCHING:
         raise ValueError(f"key_matching must be 'exact' or 'suffix', got {key_matching!r}")
     content = with_state_dict(source if isinstance(source, Mapping) else open_checkpoint(source))

@@ -318,7 +318,7 @@ class Runner(PartBuilder):
         """Load weights from a file or URL, and say what did not fit; see ``detkit.checkpoints.load_weights``."""
         checkpoint = open_checkpoint(filename, map_location, broadcast_from_rank0=True)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        report = load_weights(_inner(self.model), checkpoint, strict, revise_keys, key_matching)
+        report = load_weights(_inner(self.model), checkpoint, strict, revise_keys, key_matching, str(filename))
         self._has_loaded = True
         level = self.logger.info if report.complete else self.logger.warning
         level("%s: %s", filename, report)

@@ -87,7 +87,7 @@ def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
     position = _position(runner, checkpoint, path)
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    load_weights(model, checkpoint, strict=True)
+    load_weights(model, checkpoint, strict=True, name=path)
     try:
         runner.optim_wrapper.load_state_dict(checkpoint["optimizer"])
     except (ValueError, KeyError) as error:

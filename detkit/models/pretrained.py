@@ -55,7 +55,9 @@ class PretrainedInit(weight_init.PretrainedInit):
             if not part:
                 raise ValueError(f"{self.checkpoint}: no weight in it starts with {prefix!r}")
             content = {**content, "state_dict": part}
-        report = load_weights(module, content, revise=self.revise_keys, key_matching=self.key_matching)
+        report = load_weights(
+            module, content, revise=self.revise_keys, key_matching=self.key_matching, name=self.checkpoint
+        )
         level = logging.WARNING if report.missing or report.mismatched else logging.INFO
         print_log(f"{type(module).__name__} starts from {self.checkpoint}: {report}", logger="current", level=level)
         if hasattr(module, "_params_init_info"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -87,6 +88,16 @@ def test_a_scheme_of_ones_own(tmp_path, scheme):
         scheme("two://", os.fspath)
     with pytest.raises(ValueError, match="looks like 'catalog://', got 'two'"):
         scheme("two", os.fspath)
+
+
+def test_the_page_runs(tmp_path, monkeypatch, scheme):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    code = re.findall(r"```python\n(import .*?)```", page, re.DOTALL)
+    assert len(code) == 1
+    said = []
+    exec(code[0], {"print": lambda report: said.append(f"print(report)  # {report}")})
+    assert said[0] in page
 
 
 def test_a_loader_registered_with_mmengine_is_asked(scheme):

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from engine.engine_toys import toy_config
 from mmengine.config import Config
 
@@ -366,6 +367,22 @@ def test_weights_to_start_from_are_no_run(make_runner, tmp_path):
 def test_rules_are_told_by_name_or_given(make_runner, options, values, best):
     runner = run(make_runner, epochs=len(values), values=values, **options)
     assert {key: record["score"] for key, record in best_of(runner).items()} == best
+
+
+def test_a_run_starts_from_weights_under_other_names(make_runner, tmp_path, capfd):
+    source = make_runner("source").model
+    head = {name.replace("fc", "linear"): value + 1 for name, value in source.bbox_head.state_dict().items()}
+    path = tmp_path / "head.pth"
+    save_checkpoint_file({"model_state": {f"net.{name}": value for name, value in head.items()}}, path)
+    runner = make_runner("rules")
+    runner.load_checkpoint(path, revise_keys=[(r"^net\.linear", "fc")])  # by their ends, as pycls's files ask for
+    assert torch.equal(runner.model.bbox_head.fc.bias, head["linear.bias"])
+    save_checkpoint_file({"fc.bias": head["linear.bias"]}, path)
+    runner = make_runner("query", epochs=1, load_from=f"{path}?matching_heuristics=True")
+    runner.train()
+    assert "1 by the end of their names (fc.bias as bbox_head.fc.bias)" in capfd.readouterr().err
+    with pytest.raises(ValueError, match=r"head\.pth: no tensor of it fits this model"):
+        make_runner("plain", epochs=1, load_from=str(path)).train()
 
 
 def test_metrics_that_improve_together_share_one_write(make_runner):
