@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -83,6 +84,9 @@ def test_the_loss_on_the_training_images_is_the_training_loss(detector):
     without = plain.val_loop.run()
     assert without == {name: value for name, value in metrics.items() if not name.startswith("val/")}
     assert len(without) > 5
+    # Metrics by the dozen do not push it out of the line.
+    logs = [path.read_text() for path in Path(detector.work_dir).rglob("*.log")]
+    assert any(f"val/loss {metrics['val/loss']:.4f}" in log for log in logs)
 
 
 def test_training_does_not_notice_the_loss(make_runner):

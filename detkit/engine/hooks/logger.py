@@ -149,7 +149,8 @@ class LoggerHook(Hook):
         """Write the metrics of a validation, at the iterations done so far."""
         numbers = scalars(metrics or {})
         # A metric per class would fill the screen; metrics.jsonl has them all.
-        text = "  ".join(f"{name} {value:.4f}" for name, value in list(numbers.items())[:6])
+        shown = dict.fromkeys([*list(numbers)[:6], *(name for name in numbers if name.endswith("val/loss"))])
+        text = "  ".join(f"{name} {numbers[name]:.4f}" for name in shown)
         if not isinstance(runner._train_loop, BaseLoop):  # validation by itself has no step to put it at
             runner.logger.info("validation  %s", text)
             return
