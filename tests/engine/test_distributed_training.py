@@ -165,3 +165,14 @@ def test_a_line_is_that_of_both_processes_though_they_note_different_things(pair
         assert line["common"] == (3 * 1.0 + 2 * 3.0) / 5  # three values of one process, two of the other
     found = [("only_0" in names, "only_1" in names) for names in pair["logged"]["events"]]
     assert found == [(True, False), (False, True)]
+
+
+def test_a_sharded_backbone_learns_the_same_and_is_saved_whole(alone, pair, folder):
+    """Fully sharded data parallelism: each process keeps half; a checkpoint is that of one process, and resumed."""
+    found = pair["sharded"]
+    assert sum(found["local"]) == found["whole"]
+    assert max(found["local"]) < 0.6 * found["whole"]
+    assert {"backbone", "backbone.layer3.0", "backbone.layer3.1.conv1"} < set(found["units"])
+    one, two = (load_checkpoint_file(path / "iter_20.pth") for path in (alone, folder / "pair" / "sharded"))
+    for part in ("state_dict", "optimizer"):
+        torch.testing.assert_close(two[part], one[part], rtol=0, atol=1e-5)

@@ -82,6 +82,7 @@ def train_pair(folder: str, data: str) -> dict[str, Any]:
     resumed.train()
     found = {
         "wrapped": type(shapes.model).__name__,
+        "sharded": sharded(root, data),
         "AP": all_gather(average_precisions(root / "shapes", data)),
         "iterations": (runner.iter, resumed.iter),
         "weights": all_gather({name: value.tolist() for name, value in runner.model.module.state_dict().items()}),
@@ -129,3 +130,18 @@ def compressed(folder: Path, hook: str | None) -> list[float]:
     runner = toy(folder, f"hook_{hook}", 1, model_wrapper_cfg={"comm_hook": hook})[0]
     runner.train()
     return runner.model.module.bbox_head.fc.weight.flatten().tolist()
+
+
+def sharded(root: Path, data: str) -> dict[str, Any]:
+    """RetinaNet whose backbone is spread over the processes: trained half the way, resumed, trained to the end."""
+    for iterations in (10, 20):
+        cfg = shapes_config(root / "sharded", data, None, iterations, total_batch_size=4)
+        cfg.resume = iterations == 20
+        cfg.model_wrapper_cfg = {"type": "FSDP", "min_num_params": 5000}
+        cfg.optim_wrapper.clip_grad = {"max_norm": 1e6}  # never reached
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+    local = sum(one.to_local().numel() for one in runner.model.parameters())
+    whole = sum(one.numel() for one in runner.model.parameters())
+    units = [name for name, part in runner.model.module.named_modules() if type(part).__name__.startswith("FSDP")]
+    return {"local": all_gather(local), "whole": whole, "units": units}

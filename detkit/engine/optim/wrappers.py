@@ -220,4 +220,6 @@ class OptimWrapper(MMEngineOptimWrapper):
         if self._clip is None:
             return
         parameters = [parameter for parameter in self._parameters() if parameter.grad is not None]
-        self.grad_norm = self._clip(parameters) if parameters else None
+        norm: Any = self._clip(parameters) if parameters else None
+        # Of sharded parameters it is a sum that is still spread over the processes.
+        self.grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -18,7 +18,8 @@ from detkit.registry import MODEL_WRAPPERS
 
 __all__ = ["FSDP", "use_full_states"]
 
-_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+# Models walk through these without calling them, and only a call gathers what belongs to a module.
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 @MODEL_WRAPPERS.register_module()
@@ -86,10 +87,6 @@ class FSDP(nn.Module):
         return self.module(*args, **kwargs)
 
     _run_forward = BaseModel._run_forward
-
-    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
-        """Train on one batch; see ``detkit.engine.train_step``."""
-        return self.module.train_step(data, optim_wrapper)
 
     def val_step(self, data: Any) -> list[Any]:
         """Predict."""
