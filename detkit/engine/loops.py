@@ -77,7 +77,6 @@ class _Resumable:
     def _step(self, batch_idx: int, data_batch: Any) -> None:
         runner = self.runner
         self.in_step = True
-        runner.events.step = self._iter + 1
         seed_everything(iteration_seed(runner.seed, self._iter + 1, runner.rank))
         runner.call_hook("before_train_iter", batch_idx=batch_idx, data_batch=data_batch)
         outputs = train_step(runner.model, data_batch, runner.optim_wrapper)
