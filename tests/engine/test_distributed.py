@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -246,3 +248,17 @@ def test_the_launcher_is_inferred_from_torchrun_alone(monkeypatch):
 def test_wrong_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         init_distributed(**options)
+
+
+@pytest.mark.slow
+def test_a_function_of_a_notebook_can_be_launched():
+    """Of a module that no file has, here standard input."""
+    program = """
+from detkit.engine import launch
+from detkit.engine.distributed import all_gather, get_rank
+def work(word):
+    return all_gather((word, get_rank()))
+print(launch(work, 2, args=("here",), device_type="cpu"))
+"""
+    result = subprocess.run([sys.executable, "-"], input=program, capture_output=True, text=True, timeout=100)
+    assert result.stdout.strip() == "[('here', 0), ('here', 1)]", result.stderr

@@ -149,7 +149,7 @@ def _context(fn: Callable[..., Any], start_method: str | None) -> Any:
     """How processes are made."""
     if start_method is None:
         # A fresh process could not import a notebook's function.
-        of_notebook = fn.__module__ == "__main__" and not hasattr(__main__, "__file__")
+        of_notebook = fn.__module__ == "__main__" and not Path(getattr(__main__, "__file__", "")).is_file()
         start_method = "fork" if of_notebook else "spawn"
     if start_method == "fork" and torch.cuda.is_initialized():
         raise ValueError(
