@@ -82,7 +82,8 @@ def replay(path: str | Path, device: str | None = None, anomaly: bool = False) -
     """Do a step again, with the weights, the data, the random numbers and the precision it had in its run.
 
     On the same kind of device the losses are the same to the bit, but for parts that several processes compute
-    together, such as normalisers and synchronised batch norm: they see this process's images only.
+    together, such as normalisers and synchronised batch norm: they see this process's images only. What the run had
+    compiled is not compiled here.
 
     Args:
         path: A bundle; ``CheckInvalidLossHook`` writes them.

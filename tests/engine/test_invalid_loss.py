@@ -147,6 +147,16 @@ def test_the_bundle_holds_the_step(make_runner):
     assert not Path(runner.work_dir, "invalid_loss_iter_4").exists()
 
 
+def test_the_bundle_has_the_running_statistics_from_before_the_step(make_runner):
+    model = {"type": "ToyModel", "bbox_head": {"type": "ToyHead"}, "nan_at": 3}  # its batch norm is not spoilt
+    _, before, _ = run(make_runner, "two", model=model, train_cfg=iterations(2))
+    runner, _, error = run(make_runner, hook={"interval": 1}, model=model)
+    assert "at iteration 3" in str(error)
+    state = load_bundle(Path(runner.work_dir, "invalid_loss_iter_3", "bundle.pth"))["weights"]
+    assert torch.equal(state["body.1.running_mean"], before.running_mean)
+    assert not torch.equal(runner.model.body[1].running_mean, before.running_mean)
+
+
 def test_without_a_bundle_nothing_is_written(make_runner):
     runner, _, error = run(make_runner, hook={"interval": 1, "bundle": False}, model=bad_model(9))
     assert "replay" not in str(error)

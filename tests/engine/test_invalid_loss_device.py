@@ -11,7 +11,7 @@ from engine.guard_runs import WRAPPERS, equal, finite, run
 from no_sync import NoSync
 from torch import nn
 
-from detkit.engine import CheckInvalidLossHook, OptimWrapper
+from detkit.engine import AmpOptimWrapper, CheckInvalidLossHook, OptimWrapper
 from detkit.engine.hooks import invalid_loss
 from detkit.engine.optim import wrappers
 
@@ -64,6 +64,16 @@ def test_runs_with_flags_on_the_device(make_runner, as_on_a_device, wrapper, act
     changed = [i for i in range(1, runner.iter + 1) if not equal(watch.weights[i], watch.weights[i - 1])]
     assert changed == ([1] if action == "raise" else [1, 3, 4, 6, 7, 9])
     assert (error is None) is (action == "skip")
+
+
+def test_a_loss_scale_does_not_fall_because_of_a_bad_loss(as_on_a_device):
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1, fused=True)
+    wrapper = AmpOptimWrapper(optimizer, dtype="float16", loss_scale={"init_scale": 8.0})
+    wrapper.guard = CheckInvalidLossHook(action="skip")._guard
+    wrapper.update_params(weight.square().sum() * float("nan"))
+    assert weight.tolist() == [1.0, 1.0]
+    assert wrapper.loss_scaler.get_scale() == 8.0
 
 
 def test_losses_are_judged_alike_on_host_and_device():

@@ -60,6 +60,12 @@ def test_each_norm_is_as_torch_clips_one_parameter():
             torch.testing.assert_close(one.grad, other.grad)
 
 
+def test_a_small_gradient_is_not_enlarged():
+    wrapper = OptimWrapper(sgd(3.0, 0.5), clip_grad={"max_norm": 1.0, "scope": "per_param"})
+    wrapper.update_params(half_square(wrapper))
+    assert weights(wrapper) == pytest.approx([2.0, 0.0], abs=1e-5)
+
+
 @pytest.mark.parametrize("scope", ["global", "per_param"])
 def test_clipping_by_value(scope):
     wrapper = OptimWrapper(sgd(3.0, -4.0), clip_grad={"type": "value", "clip_value": 1.0, "scope": scope})
