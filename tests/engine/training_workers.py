@@ -49,6 +49,7 @@ class Watch(Hook):
         self.buffers.append([buffer.tolist() for buffer in runner.model.buffers()])
         if runner.epoch == self.stop_at:
             raise KeyboardInterrupt
+        self.drawn.append(torch.rand(()).item())
 
     def after_run(self, runner: Any) -> None:
         self.drawn.append(torch.rand(()).item())
@@ -91,6 +92,7 @@ def train_pair(folder: str, data: str) -> dict[str, Any]:
         "drawn": all_gather(watch.drawn),
         "drawn again": all_gather((before.drawn, after.drawn)),
         "buffers": all_gather(watch.buffers),
+        "buffers without a save": all_gather(unsaved(root)),
         "idle": all_gather(failure(root, "idle")),
         "idle is found": failure(root, "found", find_unused_parameters=True),
         "idle stays so": failure(root, "static", model_wrapper_cfg={"static_graph": True}),
@@ -102,6 +104,13 @@ def train_pair(folder: str, data: str) -> dict[str, Any]:
         "logs of others": sorted(path.name for path in root.rglob("*rank1*")),
     }
     return found
+
+
+def unsaved(root: Path) -> list[Any]:
+    """The buffers at the validation of a run that saves nothing before."""
+    runner, watch = toy(root, "unsaved", 1, default_hooks={"checkpoint": None})
+    runner.train()
+    return watch.buffers[0]
 
 
 def uneven() -> dict[str, Any]:
