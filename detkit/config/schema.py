@@ -98,6 +98,7 @@ _DATALOADER_ARGUMENTS = (
     "pin_memory_device",
     "prefetch_factor",
     "timeout",
+    "total_batch_size",
 )
 _DATALOADER = _fields(
     *_DATALOADER_ARGUMENTS,

@@ -130,7 +130,7 @@ sys.argv = ["tool", "--help"]
 try:
     runpy.run_path({str(ROOT / "tools" / f"{name}.py")!r}, run_name="__main__")
 except SystemExit:
-    print({{"torch", "mmengine", "detkit"}} & set(sys.modules))
+    print({{"torch", "mmengine", "numpy"}} & set(sys.modules))
 """
     assert call("-c", code, cwd=tmp_path).stdout.endswith("set()\n")
 
