@@ -43,7 +43,7 @@ def register() -> None:
     from detkit.registry import DATASETS, FUNCTIONS, MODELS
 
     @MODELS.register_module()
-    class FiveLosses(BaseModel):
+    class OverheadModel(BaseModel):
         def __init__(self) -> None:
             super().__init__()
             self.layers = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, LOSSES))
@@ -53,7 +53,7 @@ def register() -> None:
             return {f"loss_{index}": value for index, value in enumerate(values.unbind())}
 
     @DATASETS.register_module()
-    class InMemory(Dataset):
+    class OverheadData(Dataset):
         metainfo: dict[str, Any] = {}
 
         def __init__(self) -> None:
@@ -83,9 +83,9 @@ def bare(steps: int) -> float:
 
     from detkit.registry import DATASETS, MODELS
 
-    model = MODELS.build({"type": "FiveLosses"})
+    model = MODELS.build({"type": "OverheadModel"})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
-    loader = DataLoader(DATASETS.build({"type": "InMemory"}), collate_fn=stacked)
+    loader = DataLoader(DATASETS.build({"type": "OverheadData"}), collate_fn=stacked)
     start = time.process_time()
     for data in islice(chain.from_iterable(repeat(loader)), steps):
         losses = model(**model.data_preprocessor(data, True))
@@ -116,7 +116,7 @@ def with_runner(steps: int, interval: int) -> list[tuple[int, float]]:
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         loader = {
-            "dataset": {"type": "InMemory"},
+            "dataset": {"type": "OverheadData"},
             "sampler": {"type": "DefaultSampler", "shuffle": False},
             "collate_fn": {"type": "stacked"},
         }
@@ -125,7 +125,7 @@ def with_runner(steps: int, interval: int) -> list[tuple[int, float]]:
             "checkpoint": {"type": "CheckpointHook", "by_epoch": False, "interval": None},
         }
         cfg = {
-            "model": {"type": "FiveLosses"},
+            "model": {"type": "OverheadModel"},
             "work_dir": folder,
             "train_dataloader": loader,
             "train_cfg": {"by_epoch": False, "max_iters": steps},

@@ -109,7 +109,7 @@ def test_compiled_models_are_seen_into_and_not_compiled_again():
 
 
 @MODELS.register_module()
-class NotingModel(ToyModel):
+class StatisticsNotingModel(ToyModel):
     """Notes a value where the run keeps its records."""
 
     def forward(self, inputs: Any, data_samples: Any = None, mode: str = "tensor") -> Any:
@@ -138,7 +138,7 @@ def notes(runner: Any) -> StatisticsHook:
 
 
 NO_VALIDATION = {"val_cfg": None, "val_dataloader": None, "val_evaluator": None}
-NOTING = {"type": "NotingModel", "bbox_head": {"type": "ToyHead"}}
+NOTING = {"type": "StatisticsNotingModel", "bbox_head": {"type": "ToyHead"}}
 
 
 def run(make_runner: Any, name: str, **changes: Any) -> tuple[Any, StatisticsHook, dict[str, Any]]:
