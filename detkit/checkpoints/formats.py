@@ -103,6 +103,10 @@ def _read(path: Path, map_location: Any) -> Any:
                 return {**_dict_of(load_pickle(file), path), "__format__": "pickle"}
             if start[8:9] == b"{":
                 return {"state_dict": load_safetensors(path)}
+            if _ZIP.startswith(start):
+                raise EOFError
+            # Such as the tar files of torch's first years, from which it runs code below 2.6 (CVE-2025-32434).
+            raise pickle.UnpicklingError("not written by torch.save")
     if start[:4] == _ZIP:
         _check_sums(path)
     with stand_ins_allowed():
@@ -122,6 +126,8 @@ def _check_sums(path: Path) -> None:
         # What is marked as a folder torch takes for empty: its tensor would be whatever is in memory.
         if any(entry.external_attr & _FOLDER for entry in entries):
             raise zipfile.BadZipFile("its table of contents is wrong")
+        if any(entry.filename.endswith("/constants.pkl") for entry in entries):  # older torch loads and runs it
+            raise pickle.UnpicklingError("a program of TorchScript, not weights")
         if not any(entry.CRC for entry in entries):
             return  # torch.serialization.set_crc32_options(False) writes none
         damaged = file.testzip()
@@ -176,10 +182,10 @@ def peek(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         with zipfile.ZipFile(path) as file:
             name = next(name for name in file.namelist() if name.endswith("/data.pkl"))
             with file.open(name) as data:
-                content = StructureUnpickler(data).load()
+                content = only_data(StructureUnpickler(data).load())
     except (*_BROKEN, OSError, StopIteration):
         return None
-    return only_data(content) if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def _has_end(path: Path) -> bool:

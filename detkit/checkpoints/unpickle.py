@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import codecs
 import pickle
+import re
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
@@ -22,6 +23,8 @@ __all__ = ["StructureUnpickler", "load_pickle", "only_data", "stand_ins_allowed"
 
 # numpy moved its private modules in 2.0; files name either.
 _NUMPY_CORES = ("numpy.core", "numpy._core")
+# The dtypes of numbers, strings and objects.
+_DTYPE_CODE = re.compile(r"[?biufcSUO]\d*")
 _lock = threading.Lock()
 
 
@@ -58,21 +61,48 @@ def _path(*parts: str) -> str:
     return "/".join(parts)
 
 
-def _reconstruct(array: type, shape: Any, kind: Any) -> np.ndarray:
-    if array is not np.ndarray or tuple(shape) != (0,):
+class _Dtype(_Foreign):
+    """numpy's, by its code and byte order. The rest of what a file says of it numpy would believe: with a field of
+    objects that its flags deny, bytes of the file become pointers.
+    """
+
+    def __init__(self, code: str = "", *_args: Any) -> None:
+        if not isinstance(code, str) or _DTYPE_CODE.fullmatch(code) is None:
+            raise pickle.UnpicklingError(f"numpy's dtype {code!r} is not plain data")
+        self.is_object = code[0] == "O"
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array(_Foreign):
+    """numpy's, made of its shape, dtype and bytes."""
+
+    value: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        _version, shape, dtype, is_fortran, data = state
+        self.value = _array(data, dtype, shape, "F" if is_fortran else "C")
+
+
+def _array(data: Any, dtype: Any, shape: Any, order: str) -> Any:
+    """An array of numbers or strings; lists for one of objects."""
+    if not isinstance(dtype, _Dtype):
         raise pickle.UnpicklingError("a numpy array is written in an unknown way")
-    return np.ndarray.__new__(np.ndarray, shape, "b")
+    if not dtype.is_object:
+        raw = data.encode("latin1") if isinstance(data, str) else data  # the bytes of Python 2
+        return np.ndarray(shape, dtype.dtype, bytearray(raw), order="F" if order == "F" else "C")
+    objects = np.empty(len(data), dtype=object)
+    for index, one in enumerate(data):
+        objects[index] = one
+    return objects.reshape(shape, order="F" if order == "F" else "C").tolist()
 
 
-def _frombuffer(buffer: Any, dtype: np.dtype, shape: Any, order: str) -> np.ndarray:
-    return np.frombuffer(bytearray(buffer), dtype).reshape(shape, order="F" if order == "F" else "C")
-
-
-def _scalar(dtype: np.dtype, data: Any = b"") -> Any:
-    if not isinstance(dtype, np.dtype) or dtype.hasobject:
+def _scalar(dtype: Any, data: Any = b"") -> Any:
+    if not isinstance(dtype, _Dtype) or dtype.is_object:
         raise pickle.UnpicklingError("a numpy scalar is written in an unknown way")
-    raw = data.encode("latin1") if isinstance(data, str) else data
-    return np.frombuffer(raw, dtype)[0].item()
+    return _array(data, dtype, (), "C").item()
 
 
 def _encode(text: str, _encoding: str = "latin1") -> bytes:
@@ -86,14 +116,17 @@ def _stand_ins() -> dict[str, Any]:
         "mmengine.config.config.ConfigDict": _config_dict,
         "mmcv.utils.config.ConfigDict": _config_dict,
         "argparse.Namespace": _Namespace,
+        "collections.Counter": _config_dict,  # a class of Python, which a file could change for the whole process
         "builtins.getattr": _no_attribute,
+        "numpy.ndarray": _Array,
+        "numpy.dtype": _Dtype,
         "_codecs.encode": _encode,
         **{f"pathlib.{name}": _path for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath")},
     }
     for core in _NUMPY_CORES:
-        table[f"{core}.multiarray._reconstruct"] = _reconstruct
+        table[f"{core}.multiarray._reconstruct"] = _Array
         table[f"{core}.multiarray.scalar"] = _scalar
-        table[f"{core}.numeric._frombuffer"] = _frombuffer
+        table[f"{core}.numeric._frombuffer"] = _array
     return {name: _copy_of(value, name) for name, value in table.items()}
 
 
@@ -111,9 +144,8 @@ def _copy_of(value: Any, name: str) -> Any:
 
 
 def _plain_types() -> dict[str, Any]:
-    dtypes = {f"numpy.dtypes.{name}": getattr(np.dtypes, name) for name in np.dtypes.__all__}
-    kinds = (OrderedDict, Counter, set, frozenset, bytearray, complex, np.ndarray, np.dtype)
-    return {f"{kind.__module__}.{kind.__name__}": kind for kind in kinds} | dtypes
+    kinds = (OrderedDict, set, frozenset, bytes, bytearray, complex)  # protocol 2 names bytes where they are empty
+    return {f"{kind.__module__}.{kind.__name__}": kind for kind in kinds}
 
 
 @contextmanager
@@ -139,7 +171,7 @@ class _DataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Look ``module.name`` up in the table."""
-        full = f"{module}.{name}"
+        full = f"{'builtins' if module == '__builtin__' else module}.{name}"  # Python 2's, which protocol 2 keeps
         if full not in self._names:
             raise pickle.UnpicklingError(f"GLOBAL {full} is not plain data")
         return self._names[full]
@@ -177,7 +209,7 @@ def load_pickle(file: IO[bytes]) -> Any:
 
 
 def only_data(value: Any) -> Any:
-    """Turn numpy's arrays into tensors, its scalars into numbers, and stand-ins into what they hold; in place."""
+    """Turn numpy's arrays into tensors, and stand-ins into what they hold; in place."""
     if isinstance(value, (Tensor, str, int, float)):
         return value
     if isinstance(value, dict):
@@ -198,8 +230,8 @@ def _only_data_of_objects(value: Any) -> Any:
             return value.tolist()
         # torch knows native byte order and writable memory only; uint16 and wider since 2.3
         return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
-    if isinstance(value, np.generic):
-        return value.item()
+    if isinstance(value, _Array):
+        return only_data(value.value)
     if isinstance(value, _Foreign):
         state = getattr(value, "state", None)
         kept = state if isinstance(state, Mapping) else {}

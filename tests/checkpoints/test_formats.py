@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+import tarfile
 import zipfile
 from argparse import Namespace
+from collections import Counter
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -153,10 +155,93 @@ def test_code_behind_an_allowed_name_is_not_run(tmp_path):
 
 def test_an_array_that_claims_more_than_the_file_holds_is_refused(tmp_path):
     stream = pickle.dumps({"blobs": {"a": np.ones(2)}}, protocol=2)
-    assert stream.count(b"K\x00\x85") == 1  # the shape (0,) that each array is begun with
-    (tmp_path / "x.pkl").write_bytes(stream.replace(b"K\x00\x85", b"J\xff\xff\xff\x7f\x85"))
-    with pytest.raises(ValueError, match="a numpy array is written in an unknown way"):
+    assert stream.count(b"K\x02\x85") == 1  # its shape (2,)
+    (tmp_path / "x.pkl").write_bytes(stream.replace(b"K\x02\x85", b"J\xff\xff\xff\x7f\x85"))
+    with pytest.raises(ValueError, match="buffer is too small"):
         load_checkpoint_file(tmp_path / "x.pkl")
+
+
+class Reduced:
+    """Pickled as a call and a state, whatever they are."""
+
+    def __init__(self, *reduced: object) -> None:
+        self.reduced = reduced
+
+    def __reduce__(self) -> tuple:
+        return self.reduced
+
+
+def disguised_pointers(way: str) -> Reduced:
+    """An array of numpy with a field of objects, which its flags (the last 0) deny: its bytes would be pointers."""
+    dtype = Reduced(np.dtype, ("V8", False, True), (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0))
+    if way == "scalar":
+        return Reduced(type(np.int64(1)).__reduce__(np.int64(1))[0], (dtype, b"A" * 8))
+    reconstruct = np.ones(1).__reduce__()[0]
+    if way == "buffer":
+        return Reduced(np.ones(1).__reduce_ex__(5)[0], (b"A" * 8, dtype, (1,), "C"))
+    return Reduced(reconstruct, (np.ndarray, (0,), b"b"), (1, (1,), dtype, False, b"A" * 8))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["scalar", "buffer", "array"])
+def test_bytes_of_a_file_never_become_pointers(tmp_path, kind, way):
+    path = write(kind, tmp_path / "x.pkl", {"model": {}, "a": disguised_pointers(way)})
+    with pytest.raises(ValueError, match=r"dtype 'V8' is not plain data|not written by torch\.save"):
+        load_checkpoint_file(path)
+    if kind == "zip":
+        assert peek(path) is None
+
+
+@pytest.mark.parametrize("code", ["O", "i4,O", "(2,)O", "V8", "M8[s]", "T"])
+def test_a_scalar_of_numpy_is_a_number_or_a_string(tmp_path, code):
+    scalar, dtype = np.int64(1).__reduce__()[0], Reduced(np.dtype, (code, False, True))
+    with pytest.raises(ValueError, match=r"is not plain data|written in an unknown way"):
+        load_checkpoint_file(
+            write("pickle2", tmp_path / "x.pkl", {"model": {}, "a": Reduced(scalar, (dtype, b"A" * 8))})
+        )
+
+
+def test_arrays_of_every_plain_kind_are_read(tmp_path):
+    arrays = [
+        np.arange(6, dtype=">i4").reshape(2, 3),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.array([True, False]),
+        np.zeros((0, 3), "f2"),
+        np.array(["ab", "c"]),
+        np.array([{"a": np.float32(0.5)}, [1]], dtype=object),
+    ]
+    for kind in KINDS:
+        loaded = load_checkpoint_file(write(kind, tmp_path / "x.pkl", {"state_dict": {}, "arrays": arrays}))["arrays"]
+        assert [one.tolist() for one in loaded[:4]] == [one.tolist() for one in arrays[:4]]
+        assert loaded[0].dtype == torch.int32
+        assert loaded[3].shape == (0, 3)
+        assert loaded[4:] == [["ab", "c"], [{"a": 0.5}, [1]]]
+
+
+def test_a_file_cannot_change_a_class_of_python(tmp_path):
+    before = Counter.update
+    # the state (None, {'update': 7}) is applied by setattr
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x02}U\5modelccollections\nCounter\nN}U\6updateK\7s\x86bs.")
+    load_checkpoint_file(tmp_path / "x.pkl")
+    assert Counter.update is before
+    assert load_checkpoint_file(write("pickle2", tmp_path / "y.pkl", {"model": {}, "n": Counter("aab")}))["n"] == {
+        "a": 2,
+        "b": 1,
+    }
+
+
+def test_formats_that_run_code_in_older_torch_do_not_reach_it(tmp_path, monkeypatch):
+    """Tar files (CVE-2025-32434) and programs of TorchScript."""
+    monkeypatch.setattr(torch, "load", lambda *_args, **_named: pytest.fail("torch.load was called"))
+    with tarfile.open(tmp_path / "x.pth", "w") as tar:
+        (tmp_path / "pickle").write_bytes(pickle.dumps({"a": 1}))
+        tar.add(tmp_path / "pickle", "pickle")
+    with pytest.raises(ValueError, match=r"not written by torch\.save"):
+        load_checkpoint_file(tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "y.pth", "w") as file:
+        file.writestr("y/constants.pkl", b"x")
+    with pytest.raises(ValueError, match=r"a program of TorchScript"):
+        load_checkpoint_file(tmp_path / "y.pth")
 
 
 def test_a_file_that_tampers_with_stand_ins_reaches_no_other(tmp_path):
@@ -296,6 +381,12 @@ def test_safetensors_are_read(tmp_path):
 
 
 # ---- without the tensors
+
+
+def test_peek_at_a_dict_that_holds_itself(tmp_path):
+    content: dict = {}
+    content["again"] = content
+    assert peek(write("zip", tmp_path / "x.pth", content)) is None
 
 
 def test_peek_reads_all_but_the_tensors(tmp_path):
