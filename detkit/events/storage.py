@@ -102,7 +102,7 @@ class EventStorage:
         numbers: dict[str, float] = {}
         for name, value in values.items():
             if isinstance(value, Tensor):
-                tensors[name] = value.detach() if type(value) is Tensor else value.detach().as_subclass(Tensor)
+                tensors[name] = _plain(self._prefix + name, value)
             elif isinstance(value, (float, int, np.number)):
                 numbers[name] = float(value)
             else:
@@ -257,6 +257,17 @@ class _NoStorage(EventStorage):
 
     def put_histogram(self, name: str, values: Tensor, bins: int = 100, step: int | None = None) -> None:
         """Forget."""
+
+
+def _plain(name: str, value: Any) -> Tensor:
+    """``value`` as a tensor of torch's own class; one that is spread over processes is put together by all of them."""
+    value = value.detach()
+    if hasattr(value, "full_tensor"):  # a DTensor, as a loss on sharded weights is
+        value = value.full_tensor()
+    value = value if type(value) is Tensor else value.as_subclass(Tensor)
+    if type(value) is not Tensor:
+        raise TypeError(f"{name!r}: a plain tensor was expected, got {type(value).__name__}")
+    return value
 
 
 _nowhere = _NoStorage()

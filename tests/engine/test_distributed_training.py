@@ -132,6 +132,15 @@ def test_running_statistics_are_means_wherever_they_are_read(pair, folder):
     assert saved["body.1.running_mean"].tolist() == first[-1][0]
 
 
+@pytest.mark.parametrize("update", [False, True])
+def test_an_average_has_the_same_statistics_in_each_process_and_in_the_file(pair, folder, update):
+    first, second = pair["buffers of averages"][update]
+    assert len(first) == 2
+    assert first == second
+    saved = weights(folder / "pair" / f"averaged_{update}" / "epoch_2.pth")
+    assert saved["body.1.running_mean"].tolist() == first[-1][0]
+
+
 def test_parameters_without_a_gradient_are_named(pair):
     for rank, message in enumerate(pair["idle"]):
         assert f"on process {rank}" in message

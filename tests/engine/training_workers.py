@@ -37,6 +37,7 @@ class Watch(Hook):
         self.samples: list[list[int]] = []
         self.noise: list[Any] = []
         self.buffers: list[Any] = []
+        self.measured: list[Any] = []
         self.drawn: list[float] = []
         self.stop_at = stop_at
 
@@ -50,6 +51,9 @@ class Watch(Hook):
         if runner.epoch == self.stop_at:
             raise KeyboardInterrupt
         self.drawn.append(torch.rand(()).item())
+
+    def before_val_epoch(self, runner: Any) -> None:
+        self.measured.append([buffer.tolist() for buffer in runner.model.buffers()])
 
     def after_run(self, runner: Any) -> None:
         self.drawn.append(torch.rand(()).item())
@@ -93,6 +97,7 @@ def train_pair(folder: str, data: str) -> dict[str, Any]:
         "drawn again": all_gather((before.drawn, after.drawn)),
         "buffers": all_gather(watch.buffers),
         "buffers without a save": all_gather(unsaved(root)),
+        "buffers of averages": {update: all_gather(averaged(root, update)) for update in (False, True)},
         "idle": all_gather(failure(root, "idle")),
         "idle is found": failure(root, "found", find_unused_parameters=True),
         "idle stays so": failure(root, "static", model_wrapper_cfg={"static_graph": True}),
@@ -111,6 +116,14 @@ def unsaved(root: Path) -> list[Any]:
     runner, watch = toy(root, "unsaved", 1, default_hooks={"checkpoint": None})
     runner.train()
     return watch.buffers[0]
+
+
+def averaged(root: Path, update_buffers: bool) -> list[Any]:
+    """The buffers that a validation with an average of the weights uses."""
+    hook = {"type": "EMAHook", "update_buffers": update_buffers, "momentum": 0.3}
+    runner, watch = toy(root, f"averaged_{update_buffers}", 2, custom_hooks=[hook])
+    runner.train()
+    return watch.measured
 
 
 def uneven() -> dict[str, Any]:

@@ -267,3 +267,27 @@ def test_a_resumed_storage_goes_on_with_the_sums():
     assert "lr" not in resumed.histories()
     with pytest.raises(ValueError, match="smoothing=True before"):
         resumed.put_scalar("loss", 1.0, smoothing=False)
+
+
+def test_a_tensor_that_is_spread_over_processes_is_noted_whole(tmp_path):
+    """A loss on sharded weights is a DTensor; this group of processes has one."""
+    distributed_tensor = pytest.importorskip("torch.distributed.tensor")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        weights = distributed_tensor.distribute_tensor(torch.ones(3, requires_grad=True), mesh)
+        storage = EventStorage(4)
+        storage.put_scalars({"loss": weights.sum(), "loss_cls": torch.tensor(0.5)})
+        storage.put_scalar("norm", weights.sum() * 2)
+        assert storage.latest() == {"loss": (3.0, 4), "loss_cls": (0.5, 4), "norm": (6.0, 4)}
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_tensor_of_a_class_that_cannot_be_made_plain_is_refused():
+    class Stubborn(torch.Tensor):
+        def as_subclass(self, cls):
+            return self
+
+    with pytest.raises(TypeError, match="'a': a plain tensor was expected, got Stubborn"):
+        EventStorage().put_scalars({"a": torch.ones(()).as_subclass(Stubborn)})

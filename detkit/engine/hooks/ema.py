@@ -11,6 +11,7 @@ from torch import nn
 from detkit.checkpoints import load_weights
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.optim.averaging import swap_weights
+from detkit.engine.parallel import sync_buffers
 from detkit.registry import HOOKS, MODELS, building, where
 
 __all__ = ["EMAHook"]
@@ -136,6 +137,11 @@ class EMAHook(Hook):
         """As :meth:`on_exception`, in any case."""
         self._use_weights()
 
+    def before_capture(self, runner: Any) -> None:
+        """Buffers of the average are saved as what they are at a validation, whichever process saves."""
+        if self.averaged is not None:
+            sync_buffers(self.averaged.module)
+
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Exchange the weights in the checkpoint, not in the model."""
         if self.averaged is None:
@@ -175,6 +181,7 @@ class EMAHook(Hook):
 
     def _use_average(self) -> None:
         if self.averaged is not None and not self._is_swapped and int(self.averaged.steps) > 0:
+            sync_buffers(self.averaged.module)  # taken from the statistics that each process has of its own batches
             self._swap()
 
     def _use_weights(self) -> None:
