@@ -27,6 +27,9 @@ class PackDetInputs(BaseTransform):
 
     Args:
         meta_keys: Keys of the results dict that become metainfo where they are present.
+
+    Raises:
+        ValueError: A box that is not finite; no loss would tell, as such a box overlaps nothing and is not learnt.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class PackDetInputs(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Give ``{'inputs': tensor, 'data_samples': DetDataSample}``."""
         packed: dict[str, Any] = {}
+        _check_boxes(results)
         if "img" in results:
             img = results["img"]
             img = img[..., None] if img.ndim == 2 else img
@@ -62,6 +66,21 @@ class PackDetInputs(BaseTransform):
             sample.gt_sem_seg = PixelData(metainfo=facts, sem_seg=seg_map)
         packed["data_samples"] = sample
         return packed
+
+
+def _check_boxes(results: dict) -> None:
+    boxes = results.get("gt_bboxes")
+    if not isinstance(boxes, np.ndarray) or np.isfinite(boxes).all():
+        return
+    index = int(np.nonzero(~np.isfinite(boxes).all(axis=1))[0][0])
+    read = results.get("instances", ())
+    # Steps before may have dropped objects; then only the place among those that are left is known.
+    number = read[index].get("ann_id") if len(read) == len(boxes) else None
+    name = f"object {index} of {len(boxes)}" if number is None else f"annotation {number}"
+    raise ValueError(
+        f"{results.get('img_path', 'an image without img_path')}: {name}: the box {boxes[index].tolist()} is not "
+        "finite; a step of the pipeline before PackDetInputs has spoilt it"
+    )
 
 
 def _instances(results: dict) -> tuple[InstanceData, InstanceData]:

@@ -324,6 +324,23 @@ def test_a_run_that_is_stopped_early_is_saved(make_runner):
         assert names(runner) == (set() if failing else {"epoch_2.pth"})
 
 
+def test_a_run_that_is_stopped_inside_an_epoch_leaves_the_last_epochs_checkpoint_alone(make_runner):
+    class Stop(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            runner.train_loop.stop_training = runner.iter + 1 == 7  # of 3 per epoch
+
+    runner = make_runner(epochs=4)
+    runner.register_hook(Stop())
+    runner.train()
+    assert names(runner) == {"epoch_1.pth", "epoch_2.pth", "iter_7.pth"}
+    assert load_checkpoint_file(Path(runner.work_dir, "epoch_2.pth"))["meta"]["iter"] == 6
+    resumed = run(make_runner, epochs=4, resume=True)
+    assert (resumed.epoch, resumed.iter) == (4, 12)
+    whole = run(make_runner, "whole", epochs=4)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
 class Fails(Hook):
     def after_train_epoch(self, runner):
         if runner.epoch == 1:

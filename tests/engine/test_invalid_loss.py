@@ -98,6 +98,36 @@ def test_skipping_leaves_out_the_bad_steps_alone(make_runner, wrapper):
         assert runner.optim_wrapper.loss_scaler.get_scale() == 128.0
 
 
+@pytest.mark.parametrize("update_buffers", [False, True])
+def test_an_average_does_not_keep_the_statistics_of_a_skipped_step(make_runner, update_buffers):
+    # Bad in iterations 2, 5 and 8; looked at by the checkpoints, which come after the average was updated.
+    options = {"val_cfg": {}, "val_evaluator": {"type": "ToyMetric"}}
+    saving = {"type": "CheckpointHook", "by_epoch": False, "interval": 1}
+    sampler = {"type": "DefaultSampler", "shuffle": False}
+    data = {"dataset": {"type": "ToyDataset"}, "sampler": sampler, "batch_size": 4}
+    runner = make_runner(
+        model=bad_model(4),
+        train_cfg={**iterations(9), "val_interval": 1},
+        train_dataloader=data,
+        default_hooks={
+            "logger": {"type": "LoggerHook", "interval": 50, "tensorboard": False},
+            "invalid_loss": {"type": "CheckInvalidLossHook", "action": "skip", "bundle": False},
+            "checkpoint": saving,
+        },
+        custom_hooks=[{"type": "EMAHook", "momentum": 0.1, "update_buffers": update_buffers}],
+        **options,
+    )
+    runner.train()
+    files = sorted(Path(runner.work_dir).glob("iter_*.pth"))
+    assert len(files) == 9
+    for path in files:
+        content = torch.load(path)
+        for section in ("state_dict", "ema_state_dict"):
+            spoilt = [key for key, value in content[section].items() if not torch.isfinite(value).all()]
+            assert spoilt == [], (path.name, section)
+    assert "nan" not in Path(runner.work_dir, "metrics.jsonl").read_text().lower().replace('"loss": nan', "")
+
+
 def test_a_skipped_step_leaves_momentum_and_step_counts_alone(make_runner):
     bad, *_ = run(
         make_runner, "bad", hook={"interval": 1, "action": "skip"}, model=bad_model(4), train_cfg=iterations(3)

@@ -1,6 +1,7 @@
 """What leaves the pipeline."""
 
 import numpy as np
+import pytest
 import torch
 
 from detkit.registry import TRANSFORMS
@@ -82,3 +83,14 @@ def test_a_whole_pipeline_of_plain_float32_boxes():
     assert boxes.dtype == torch.float32
     assert boxes.tolist() == [[0, 0, 6, 4]]  # [1, 0, 4, 2] doubled, then mirrored in 8
     assert packed["inputs"].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_box_that_is_not_finite_is_refused_with_its_image_and_annotation(value):
+    spoilt = results(img_path="images/5.jpg", instances=[{"ann_id": 70}, {"ann_id": 71}])
+    spoilt["gt_bboxes"][1, 2] = value
+    with pytest.raises(ValueError, match=rf"images/5.jpg: annotation 71: the box \[1.0, 0.0, {value}, 2.0\]"):
+        PackDetInputs()(spoilt)
+    spoilt["instances"].append({"ann_id": 72})  # one was dropped since: which is not known
+    with pytest.raises(ValueError, match="images/5.jpg: object 1 of 2: "):
+        PackDetInputs()(spoilt)

@@ -159,22 +159,26 @@ class CheckpointHook(Hook):
         if self.by_epoch:
             due = self.interval and self.every_n_epochs(runner, self.interval, self.save_begin)
             last = self.is_last_train_epoch(runner)
-            self._save(runner, runner.epoch + 1, {"epoch": runner.epoch + 1, "iter": runner.iter}, bool(due), last)
+            name = self.filename_tmpl.format(runner.epoch + 1)
+            self._save(runner, name, {"epoch": runner.epoch + 1, "iter": runner.iter}, bool(due), last)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Save at the interval and at the end."""
         if not self.by_epoch:
             due = self.interval and self.every_n_train_iters(runner, self.interval, self.save_begin)
             last = self.is_last_train_iter(runner)
-            self._save(runner, runner.iter + 1, {"epoch": runner.epoch, "iter": runner.iter + 1}, bool(due), last)
+            name = self.filename_tmpl.format(runner.iter + 1)
+            self._save(runner, name, {"epoch": runner.epoch, "iter": runner.iter + 1}, bool(due), last)
 
     def after_train(self, runner: Any) -> None:
         """Save if the run was stopped before its end, as by early stopping; write what is to be published."""
         if not runner.train_completed:  # this stage is also reached after an error
             return
         if self._saved_at != runner.iter:
-            number = runner.epoch if self.by_epoch else runner.iter
-            self._save(runner, number, {"epoch": runner.epoch, "iter": runner.iter}, False, True)
+            name = self.filename_tmpl.format(runner.epoch if self.by_epoch else runner.iter)
+            if self.by_epoch and _inside_epoch(runner):  # else it would replace the one of the last epoch's end
+                name = f"iter_{runner.iter}.pth"
+            self._save(runner, name, {"epoch": runner.epoch, "iter": runner.iter}, False, True)
         if self.published_keys and runner.rank == 0:
             folder = self.folder(runner)
             files = {record["file"] for record in self.best.values()}
@@ -211,8 +215,7 @@ class CheckpointHook(Hook):
             for name in replaced:
                 (folder / name).unlink(missing_ok=True)
 
-    def _save(self, runner: Any, number: int, meta: dict[str, int], due: bool, last: bool) -> None:
-        numbered = self.filename_tmpl.format(number)
+    def _save(self, runner: Any, numbered: str, meta: dict[str, int], due: bool, last: bool) -> None:
         final = self.final_name if last and self.save_last else None
         if not due and not (last and self.save_last):
             return
@@ -257,6 +260,11 @@ def save_between(runner: Any, name: str, meta: Mapping[str, int]) -> None:
     runner.save_checkpoint(folder, name, meta=meta)
     if runner.rank == 0:
         write_text(folder / "last_checkpoint", name)
+
+
+def _inside_epoch(runner: Any) -> bool:
+    stream = getattr(runner.train_loop, "stream", None)  # a loop that is not detkit's has none
+    return stream is not None and stream.position.batch > 0
 
 
 def _hook_of(runner: Any) -> CheckpointHook | None:

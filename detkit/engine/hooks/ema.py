@@ -162,6 +162,11 @@ class EMAHook(Hook):
             **{f"module.{own[_plain(name)]}": value for name, value in weights.items()},
         }
 
+    def mend(self) -> None:
+        """Take over from the model what is not finite in the average: statistics of a step whose loss was not."""
+        if self.averaged is not None:
+            self.averaged.mend(self._source)
+
     def _has_begun(self, runner: Any) -> bool:
         if self.begin_epoch:
             return runner.epoch + 1 >= self.begin_epoch

@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 from detkit.checkpoints import save_checkpoint_file
 from detkit.engine.bundle import bundle_of
 from detkit.engine.distributed import all_gather, is_distributed
+from detkit.engine.hooks.ema import EMAHook
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.hooks.logger import LoggerHook, image_paths
 from detkit.engine.optim.skipping import either
@@ -216,6 +217,9 @@ class CheckInvalidLossHook(Hook):
         for name, buffer in model.named_buffers():
             if name in kept:
                 buffer.copy_(torch.where(torch.isfinite(buffer), buffer, kept[name]))
+        for hook in runner.hooks:  # an average has taken them over since
+            if isinstance(hook, EMAHook):
+                hook.mend()
         state = model.state_dict()
         if done == iteration - 1:  # exactly as they were
             state.update({name: value for name, value in kept.items() if name in state})

@@ -113,6 +113,13 @@ class AveragedModel(nn.Module):
                 torch._foreach_lerp_(averaged, source, self.new_weight(self.steps))
         self.steps += 1
 
+    @torch.no_grad()
+    def mend(self, model: nn.Module) -> None:
+        """Take over from ``model`` those numbers of the average that are not finite."""
+        for slot in self._slots(model):
+            into = slot.averaged[slot.key]
+            into.copy_(torch.where(torch.isfinite(into), into, slot.source[slot.key].to(into.device)))
+
     def _slots(self, model: nn.Module) -> list[_Slot]:
         if self._source is None or self._source[0] is not model:
             own = {one.name: one.place for one in _tensors(self.module)}
