@@ -80,11 +80,14 @@ def configure(args: argparse.Namespace) -> Any:
 def train(args: argparse.Namespace) -> None:
     from detkit.engine import Runner, dry_run
     from detkit.engine.console import duration
+    from detkit.engine.distributed import is_main_process
     from detkit.engine.hooks.checkpoint import CheckpointHook, checkpoint_folder
     from detkit.visualization.curves import plot_run
 
     if args.dry_run:
-        print("\n".join(dry_run(configure(args))))
+        lines = dry_run(configure(args))
+        if is_main_process():
+            print("\n".join(lines))
         return
     start = time.perf_counter()
     runner = Runner.from_cfg(configure(args))

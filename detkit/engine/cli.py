@@ -120,12 +120,12 @@ def reason(error: BaseException) -> str:
 
 
 def _write_to_log(error: Exception) -> str | None:
-    """Put the traceback into the log file of the current run, and return its path."""
+    """Put the traceback into the log file of the current run, and return its path; a dry run's is gone by then."""
     module = sys.modules.get("mmengine.logging.logger")
     if module is None or not module.MMLogger._instance_dict:
         return None
     logger = module.MMLogger.get_current_instance()
-    if logger.log_file is None:
+    if logger.log_file is None or not os.path.isfile(logger.log_file):
         return None
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     logger.error("stopped by an error\n%s", text, extra={"console": False})

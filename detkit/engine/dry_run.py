@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import islice
 from typing import Any
@@ -13,6 +14,7 @@ from mmengine.model import is_model_wrapper
 from detkit.engine.evaluation import EvaluationPart, evaluation_mode, evaluation_parts
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.runner import Runner
+from detkit.engine.val_loss import ValidationLoss
 
 __all__ = ["dry_run"]
 
@@ -53,8 +55,7 @@ def dry_run(cfg: Any) -> list[str]:
     """
     cfg = cfg.copy()
     cfg.resume = False
-    hooks = {name: hook for name, hook in (cfg.get("default_hooks") or {}).items() if name not in _WRITING}
-    cfg.default_hooks = {**hooks, "checkpoint": None}
+    cfg.default_hooks = _hooks(cfg.get("default_hooks") or {})
     report = _Report()
     with tempfile.TemporaryDirectory() as folder:
         cfg.work_dir = folder
@@ -72,6 +73,15 @@ def dry_run(cfg: Any) -> list[str]:
     return lines
 
 
+def _hooks(hooks: Mapping[str, Any]) -> dict[str, Any]:
+    """The default hooks without those that leave files; a loss that is not finite ends the run at once."""
+    kept = {name: hook for name, hook in hooks.items() if name not in _WRITING}
+    guard = kept.get("invalid_loss", {"type": "CheckInvalidLossHook"})
+    if guard is not None:
+        guard = {**guard, "interval": 1, "bundle": False}  # a bundle would go with the temporary folder
+    return {**kept, "checkpoint": None, "invalid_loss": guard}
+
+
 def _describe(runner: Any) -> list[str]:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     parameters = list(model.parameters())
@@ -87,7 +97,11 @@ def _describe(runner: Any) -> list[str]:
 def _validate(runner: Any, part: EvaluationPart) -> str:
     count = 0
     with evaluation_mode(runner.model), torch.no_grad():
+        wanted = getattr(runner.val_loop, "loss", False)
+        losses = ValidationLoss(runner.model, part.dataloader, part.path) if wanted else None
         for batch in islice(part.dataloader, 2):
+            if losses is not None:
+                losses.add(batch)
             predictions = runner.model.val_step(batch)
             part.evaluator.process(data_samples=predictions, data_batch=batch)
             count += len(predictions)

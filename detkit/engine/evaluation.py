@@ -12,6 +12,7 @@ from mmengine.runner import BaseLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
+from detkit.engine.distributed import all_gather
 from detkit.engine.environment import cudnn_benchmark
 from detkit.engine.evaluator import Evaluator
 from detkit.engine.seeding import derive_seed, fenced_random_numbers, seed_everything
@@ -38,16 +39,25 @@ class EvaluationPart(NamedTuple):
         name: Prefix of its metrics; None where there is only this one.
         dataloader: Its data.
         evaluator: Its metrics.
+        path: Config path of its dataloader.
     """
 
     name: str | None
     dataloader: Any
     evaluator: MMEngineEvaluator
+    path: str
 
 
-def evaluation_parts(loop: Any) -> list[EvaluationPart]:
-    """The datasets of any evaluation loop, also of one that is not detkit's."""
-    return getattr(loop, "parts", None) or [EvaluationPart(None, loop.dataloader, loop.evaluator)]
+def evaluation_parts(loop: Any, stage: str = "val") -> list[EvaluationPart]:
+    """The datasets of any evaluation loop, also of one that is not detkit's.
+
+    Args:
+        loop: The loop.
+        stage: What it is for, ``val`` or ``test``.
+    """
+    return getattr(loop, "parts", None) or [
+        EvaluationPart(None, loop.dataloader, loop.evaluator, f"{stage}_dataloader")
+    ]
 
 
 def build_evaluator(cfg: Any) -> MMEngineEvaluator:
@@ -133,7 +143,7 @@ class EvaluationLoop(BaseLoop):
 
     def _evaluate(self, part: EvaluationPart) -> dict[str, Any]:
         model = self.runner.model
-        losses = ValidationLoss(model, part.dataloader, f"{self.stage}_dataloader") if self.loss else None
+        losses = ValidationLoss(model, part.dataloader, part.path) if self.loss else None
         own: dict[str, list[float]] = {}
         for idx, data_batch in enumerate(part.dataloader):
             seed = derive_seed(self.runner.seed, self.stage, self.runner.rank, idx)
@@ -148,7 +158,7 @@ class EvaluationLoop(BaseLoop):
             part.evaluator.process(data_samples=outputs, data_batch=data_batch)
             self.runner.call_hook(f"after_{self.stage}_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
         metrics: dict[str, Any] = part.evaluator.evaluate(len(part.dataloader.dataset))
-        metrics.update({f"{self.stage}/{name}": sum(values) / len(values) for name, values in own.items()})
+        metrics.update({f"{self.stage}/{name}": value for name, value in _means_over_processes(own).items()})
         if losses is not None:
             metrics.update({f"{self.stage}/{name}": value for name, value in losses.means().items()})
         return metrics
@@ -284,7 +294,7 @@ def _only_part(dataloader: Any, evaluator: Any, stage: str) -> EvaluationPart:
         raise ValueError(
             f"{stage}_dataloader: {len(dataloader)} loaders in a list need {stage}_cfg=dict(type={kind!r}, names=[...])"
         )
-    return EvaluationPart(None, dataloader, evaluator)
+    return EvaluationPart(None, dataloader, evaluator, f"{stage}_dataloader")
 
 
 def _parts(dataloaders: Any, evaluators: Any, names: Sequence[str], stage: str) -> list[EvaluationPart]:
@@ -295,7 +305,17 @@ def _parts(dataloaders: Any, evaluators: Any, names: Sequence[str], stage: str) 
             f"{stage}_cfg.names: one name of its own for each dataset expected, got {list(names)} for "
             f"{len(dataloaders)} entries of {stage}_dataloader and {len(evaluators)} of {stage}_evaluator"
         )
-    return [EvaluationPart(*part) for part in zip(names, dataloaders, evaluators, strict=True)]
+    paths = [f"{stage}_dataloader.{index}" for index in range(len(names))]
+    return [EvaluationPart(*part) for part in zip(names, dataloaders, evaluators, paths, strict=True)]
+
+
+def _means_over_processes(values: dict[str, list[float]]) -> dict[str, float]:
+    """The mean of what all processes have under a name: hooks that stop a run by it must all see the same number."""
+    together: dict[str, list[float]] = {}
+    for own in all_gather(values):
+        for name, numbers in own.items():
+            together.setdefault(name, []).extend(numbers)
+    return {name: sum(numbers) / len(numbers) for name, numbers in together.items()}
 
 
 def _precision(fp16: bool, dtype: str | torch.dtype | None, device: str, path: str) -> torch.dtype | None:

@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
 
-from detkit.engine.evaluation import EvaluationPart, evaluation_parts
+from detkit.engine.evaluation import evaluation_parts
 from detkit.engine.labels import check_heads, check_metric, check_same_classes, class_difference, classes_of, label_map
 
 __all__ = ["check_evaluation", "check_loaded_weights", "check_training"]
@@ -27,8 +27,8 @@ def check_training(runner: Any) -> None:
     if runner.val_loop is None:
         return
     check_evaluation(runner, "val", runner.val_loop)
-    for path, part in _parts("val", runner.val_loop):
-        check_same_classes(_classes(dataset), _TRAIN, _classes(part.dataloader.dataset), f"{path}.dataset")
+    for part in evaluation_parts(runner.val_loop):
+        check_same_classes(_classes(dataset), _TRAIN, _classes(part.dataloader.dataset), f"{part.path}.dataset")
 
 
 def check_evaluation(runner: Any, kind: str, loop: Any) -> None:
@@ -42,11 +42,11 @@ def check_evaluation(runner: Any, kind: str, loop: Any) -> None:
     Raises:
         ValueError: With both class counts or files, and their config paths.
     """
-    for path, part in _parts(kind, loop):
+    for part in evaluation_parts(loop, kind):
         dataset = part.dataloader.dataset
-        check_heads(_inner(runner), dataset, f"{path}.dataset")
+        check_heads(_inner(runner), dataset, f"{part.path}.dataset")
         for metric in part.evaluator.metrics:
-            check_metric(metric, dataset, path.replace("dataloader", "evaluator"))
+            check_metric(metric, dataset, part.path.replace("dataloader", "evaluator"))
 
 
 def check_loaded_weights(runner: Any, checkpoint: Mapping[str, Any], path: str) -> None:
@@ -70,16 +70,9 @@ def check_loaded_weights(runner: Any, checkpoint: Mapping[str, Any], path: str) 
         return
     for kind, loop in (("test", runner._test_loop), ("val", runner._val_loop)):
         if isinstance(loop, BaseLoop):
-            for place, part in _parts(kind, loop):
-                check_same_classes(trained, path, _classes(part.dataloader.dataset), f"{place}.dataset")
+            for part in evaluation_parts(loop, kind):
+                check_same_classes(trained, path, _classes(part.dataloader.dataset), f"{part.path}.dataset")
             return
-
-
-def _parts(kind: str, loop: Any) -> list[tuple[str, EvaluationPart]]:
-    """The datasets of an evaluation, each with the config path of its loader."""
-    parts = evaluation_parts(loop)
-    path = f"{kind}_dataloader"
-    return [(path if len(parts) == 1 else f"{path}.{index}", part) for index, part in enumerate(parts)]
 
 
 def _classes(dataset: Any) -> list[str] | None:

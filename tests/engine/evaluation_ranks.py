@@ -11,6 +11,7 @@ from engine.engine_toys import ToyDataset, ToyModel
 from torch import distributed, nn
 
 from detkit.engine.distributed import all_gather, get_rank
+from detkit.engine.evaluation import _means_over_processes
 from detkit.engine.hooks import EvalFunctionHook
 from detkit.engine.val_loss import ValidationLoss
 
@@ -81,6 +82,7 @@ def two() -> dict[str, Any]:
     times["left"] = time.monotonic()
     return {
         "uneven": all_gather(uneven),
+        "handed over": all_gather(_means_over_processes({"loss": [6.0]} if rank else {"loss": [1.0, 2.0]})),
         "one empty": all_gather(one_empty),
         "metrics": all_gather(metrics),
         "times": all_gather(times),

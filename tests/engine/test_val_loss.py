@@ -205,6 +205,8 @@ def test_processes_with_unequal_shares_give_the_mean_over_all_images(of_two):
     model = ranks.toy_model(ToyModel)
     alone = ranks.mean_losses(model, ranks.batches([0, 1, 2, 3], [4, 5, 6, 7], [8, 9]))
     assert of_two["uneven"] == [pytest.approx(alone, rel=1e-6)] * 2
+    # Losses that a model hands over with its predictions: (1 + 2 + 6) / 3, the same number everywhere.
+    assert of_two["handed over"] == [{"loss": 3.0}] * 2
     assert of_two["one empty"] == ["val_dataloader: a loss needs a batch in each of 2 processes, they have [2, 0]"] * 2
     # By hand: the mean over images of what each batch reports.
     total = 0.0

@@ -160,6 +160,10 @@ def test_a_dry_run_goes_through_everything_and_leaves_nothing(config, tmp_path, 
     assert "loss_bbox" in lines[3]
     assert lines[4].endswith("8 of 12 images predicted and taken by ToyMetric")
     assert [path.name for path in tmp_path.iterdir()] == ["toy.py"]
+    # Of several processes one says it.
+    monkeypatch.setattr("detkit.engine.distributed.is_main_process", lambda: False)
+    run_here("train", config, "--device", "cpu", "--dry-run")
+    assert capfd.readouterr().out == ""
 
 
 def test_deterministic_is_handed_on(config):

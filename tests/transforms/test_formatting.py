@@ -92,5 +92,5 @@ def test_a_box_that_is_not_finite_is_refused_with_its_image_and_annotation(value
     with pytest.raises(ValueError, match=rf"images/5.jpg: annotation 71: the box \[1.0, 0.0, {value}, 2.0\]"):
         PackDetInputs()(spoilt)
     spoilt["instances"].append({"ann_id": 72})  # one was dropped since: which is not known
-    with pytest.raises(ValueError, match="images/5.jpg: object 1 of 2: "):
+    with pytest.raises(ValueError, match=r"images/5\.jpg: object 1 of 2: "):
         PackDetInputs()(spoilt)
