@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -75,6 +76,13 @@ def test_a_signal_ends_a_validation_which_the_resumed_run_does_again(make_runner
     for one, two in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(one, two)
     assert resumed.val_evaluator.metrics[0].count == whole.val_evaluator.metrics[0].count
+    # Iterations since the last line are not told twice, or apart from those that follow.
+    assert training_lines(tmp_path / "cut") == training_lines(tmp_path / "whole")
+
+
+def training_lines(folder: Path) -> list[dict]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{key: line[key] for key in ("step", "loss", "loss_cls")} for line in lines if "loss_cls" in line]
 
 
 def test_the_tool_exits_with_a_status_that_says_so(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -178,29 +179,25 @@ class LoggerHook(Hook):
             self._write_line(runner, runner.iter, together=True)
 
     def on_exception(self, runner: Any, error: BaseException) -> None:
-        """Write what was noted since the last line, of this process: the others may be gone."""
-        if self._events is None:
-            return
+        """Leave the last line to :meth:`close`: a checkpoint that ``PreemptionHook`` still writes is to hold its sums."""
         self._failed = True
-        self._write_line(runner, self._events.step, together=False)
 
     def close(self, runner: Any) -> None:
-        """Close the files and the display; the runner calls this also when the run ends in an error."""
+        """Write what is left, of this process: the others may be gone; close the files and the display."""
         if self._display is not None:
             self._display.close()
             self._display = None
-        if self._events is not None and not self._failed:
-            self._write_line(runner, self._events.step, together=False)  # of hooks that come later at after_train
-        files, self._files = self._files, None
-        background, self._background = self._background, None
-        self._events = None
-        try:
-            if background is not None:
-                background.close()
-        finally:
-            if files is not None:
-                files.close()
-            runner.visualizer.close()
+        with ExitStack() as last:  # called in the opposite order, though some fail
+            last.callback(self._forget)
+            last.callback(runner.visualizer.close)
+            for part in (self._files, self._background):
+                if part is not None:
+                    last.callback(part.close)
+            if self._events is not None:
+                self._write_line(runner, self._events.step, together=False)
+
+    def _forget(self) -> None:
+        self._files = self._background = self._events = None
 
     def _write_line(self, runner: Any, done: int, together: bool) -> None:
         reports = self._reports(runner)
