@@ -206,7 +206,8 @@ class Runner(PartBuilder):
         check_training(self)
         benchmark = self.cudnn_benchmark and not self.deterministic
         with self.events, cudnn_benchmark(True) if benchmark else nullcontext():
-            return self._closing(self._train)
+            self.train_completed = False
+            return self._closing(self._train, _END_STAGES)
 
     def _train(self) -> nn.Module:
         is_new = isinstance(self.optim_wrapper, Mapping)
@@ -231,7 +232,7 @@ class Runner(PartBuilder):
             raise ValueError("val_dataloader, val_cfg and val_evaluator must be set to validate")
         self._val_loop = self.build_val_loop(self._val_loop)
         check_evaluation(self, "val", self._val_loop)
-        return self._closing(super().val)
+        return self._closing(super().val, ("after_run",))
 
     def test(self) -> dict[str, Any]:
         """Test once."""
@@ -239,17 +240,17 @@ class Runner(PartBuilder):
             raise ValueError("test_dataloader, test_cfg and test_evaluator must be set to test")
         self._test_loop = self.build_test_loop(self._test_loop)
         check_evaluation(self, "test", self._test_loop)
-        return self._closing(super().test)
+        return self._closing(super().test, ("after_run",))
 
-    def _closing(self, run: Callable[[], Any]) -> Any:
+    def _closing(self, run: Callable[[], Any], end_stages: Sequence[str]) -> Any:
         """Run, and reach the end stages of all hooks in any case; mmengine leaves files open after an error."""
-        self.train_completed, self._ended = False, set()
+        self._ended = set()
         try:
             result = run()
         except BaseException as error:
             # The error that ended the run is the one to be seen; those of hooks that clean up go to the log.
             self._call_each("on_exception", error=error)
-            for stage in _END_STAGES if isinstance(self._train_loop, BaseLoop) else _END_STAGES[1:]:
+            for stage in end_stages:
                 self._call_each(stage)
             self._call_each("close")
             raise

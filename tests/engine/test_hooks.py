@@ -275,6 +275,14 @@ def test_early_stopping_goes_on_waiting_after_a_resume(make_runner):
     assert (resumed.epoch, hook.best_score, hook.wait_count) == (5, 0.5, 4)
 
 
+def test_early_stopping_of_a_run_without_validation_is_refused(make_runner):
+    none = {"val_cfg": None, "val_dataloader": None, "val_evaluator": None}
+    runner = make_runner(custom_hooks=[EarlyStoppingHook("toy/mAP")], **none)
+    with pytest.raises(ValueError, match="'toy/mAP' comes from validation, of which there is none"):
+        runner.train()
+    assert runner.iter == 0
+
+
 @pytest.mark.parametrize("options", [{"rule": "bigger"}, {"patience": 0}, {"min_delta": -0.1}])
 def test_settings_of_early_stopping_that_make_no_sense(options):
     with pytest.raises(ValueError, match=r"EarlyStoppingHook: .* got"):

@@ -630,3 +630,26 @@ def test_a_test_does_not_build_the_training_data(make_runner):
     runner = make_runner(train_dataloader=failing_loader() | {"dataset": {"type": "NoSuchDataset"}})
     assert runner.iter == runner.epoch == 0
     assert runner.test()["toy/mAP"]
+
+
+def test_a_validation_after_the_training_leaves_its_outcome_alone(make_runner):
+    class Ends(Hook):
+        calls = 0
+
+        def after_train(self, runner):
+            self.calls += 1
+
+        def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            if self.calls:
+                raise ZeroDivisionError
+
+    runner, ends = make_runner(epochs=1), Ends()
+    runner.train()
+    runner.val()
+    assert runner.train_completed
+    runner.register_hook(ends)
+    ends.after_train(runner)
+    with pytest.raises(ZeroDivisionError):
+        runner.val()
+    assert runner.train_completed
+    assert ends.calls == 1  # it was no training that failed

@@ -39,7 +39,7 @@ class EarlyStoppingHook(Hook):
         wait_count: Validations since then.
 
     Raises:
-        ValueError: A rule, ``min_delta`` or ``patience`` that makes no sense.
+        ValueError: A rule, ``min_delta`` or ``patience`` that makes no sense; a run without validation.
         KeyError: The evaluator gives no such metric.
     """
 
@@ -81,9 +81,14 @@ class EarlyStoppingHook(Hook):
         self.best_score, self.wait_count = state["best_score"], state["wait_count"]
 
     def before_train(self, runner: Any) -> None:
-        """Refuse a loop that cannot be stopped."""
+        """Refuse a loop that cannot be stopped, and a run without validation, which would never be."""
         if not hasattr(runner.train_loop, "stop_training"):
             raise TypeError(f"EarlyStoppingHook: {type(runner.train_loop).__name__} has no attribute stop_training")
+        if runner.val_loop is None:
+            raise ValueError(
+                f"EarlyStoppingHook: {self.monitor!r} comes from validation, of which there is none; set "
+                "val_dataloader, val_cfg and val_evaluator, or leave the hook out"
+            )
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
         """Look at the metric, and stop the loop if it is time."""
