@@ -179,7 +179,7 @@ class LoggerHook(Hook):
             self._write_line(runner, runner.iter, together=True)
 
     def on_exception(self, runner: Any, error: BaseException) -> None:
-        """Leave the last line to :meth:`close`: ``PreemptionHook`` may still write a checkpoint, with the sums in it."""
+        """Leave the last line to :meth:`close`: ``PreemptionHook`` may still write a checkpoint with the sums."""
         self._failed = True
 
     def close(self, runner: Any) -> None:
