@@ -17,6 +17,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from detkit import config as configs
+from detkit.engine.batch_contents import image_names
 from detkit.engine.bundle import load_bundle
 from detkit.engine.environment import select_device
 from detkit.engine.seeding import seed_everything
@@ -249,9 +250,8 @@ def _one_by_one(batch: Any) -> Iterator[tuple[str, Any]]:
     count = len(batch["data_samples"])
     if any(not isinstance(values, (list, tuple, Tensor)) or len(values) != count for values in batch.values()):
         return
-    for index, sample in enumerate(batch["data_samples"]):
-        path = sample.get("img_path", f"image {index}") if hasattr(sample, "get") else f"image {index}"
-        yield str(path), {name: list(values[index : index + 1]) for name, values in batch.items()}
+    for index, name_of_image in enumerate(image_names(batch)):
+        yield name_of_image, {name: list(values[index : index + 1]) for name, values in batch.items()}
 
 
 def _numbers(outputs: Mapping[str, Any]) -> dict[str, float]:

@@ -23,7 +23,7 @@ class Watch(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         self.weights[runner.iter + 1] = copied(runner.model)
         self.running_mean = runner.model.body[1].running_mean.clone()
-        self.batches[runner.iter + 1] = [sample.img_path for sample in data_batch["data_samples"]]
+        self.batches[runner.iter + 1] = [sample.get("img_path") for sample in data_batch["data_samples"]]
 
 
 def copied(model: nn.Module) -> list[Tensor]:

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine.engine_toys import bad_model
+from engine.engine_toys import ToyDataset, bad_model
 from engine.guard_runs import WRAPPERS, copied, equal, finite, iterations, run
 from engine.guard_workers import both
+from mmengine.structures import InstanceData
 from no_sync import NoSync
 from torch import nn
 
 from detkit.engine import CheckInvalidLossHook, OptimWrapper, launch
 from detkit.engine.bundle import load_bundle
+from detkit.registry import DATASETS
+from detkit.structures import DetDataSample
 
 
 @pytest.mark.parametrize("wrapper", list(WRAPPERS))
@@ -150,6 +153,36 @@ def test_too_many_skipped_steps_in_a_row_are_an_error(make_runner):
     runner, _, error = run(make_runner, "mixed", hook=hook, model=bad_model(4, 9))
     assert error is None
     assert runner.iter == 9
+
+
+@DATASETS.register_module()
+class Spoilt(ToyDataset):
+    """Of every two images one has a box that is not finite, and one an empty box; image 4 has no path."""
+
+    def __init__(self, facts: dict) -> None:
+        super().__init__()
+        self.facts = facts
+
+    def __getitem__(self, index: int) -> dict:
+        sample = super().__getitem__(index)
+        boxes = [[float("nan"), 0, 4, 4]] if index % 2 == 0 else [[0, 0, 4, 4], [1, 1, 5, 1]]
+        labels = sample["data_samples"].gt_instances.labels.expand(len(boxes))
+        sample["data_samples"] = DetDataSample(metainfo=self.facts if index == 4 else {"img_path": f"{index}.jpg"})
+        sample["data_samples"].gt_instances = InstanceData(labels=labels, bboxes=torch.tensor(boxes))
+        return sample
+
+
+@pytest.mark.parametrize("facts", [{"img_id": 7}, {}])
+def test_an_image_without_a_path_is_named_and_so_is_an_impossible_box(make_runner, facts):
+    in_order = {"type": "DefaultSampler", "shuffle": False}
+    data = {"dataset": {"type": "Spoilt", "facts": facts}, "sampler": in_order, "batch_size": 4}
+    _, _, error = run(make_runner, hook={"interval": 1}, model=bad_model(4), train_dataloader=data)
+    name = "the image with img_id 7" if facts else "image 0 of the batch"
+    assert f"images of this batch: {name}, 5.jpg, 6.jpg, 7.jpg. " in str(error)
+    assert str(error).endswith(
+        f"box 0 of {name} is not finite: [nan, 0.0, 4.0, 4.0]; box 1 of 5.jpg is empty: [1, 1, 5, 1]; "
+        "box 0 of 6.jpg is not finite: [nan, 0.0, 4.0, 4.0]; 1 more"
+    )
 
 
 def test_stopping_ends_the_run_without_an_error(make_runner):

@@ -14,11 +14,12 @@ from mmengine.runner import IterBasedTrainLoop
 from torch import Tensor, distributed, nn
 
 from detkit.checkpoints import save_checkpoint_file
+from detkit.engine.batch_contents import image_names, impossible_boxes
 from detkit.engine.bundle import bundle_of
 from detkit.engine.distributed import all_gather, is_distributed
 from detkit.engine.hooks.ema import EMAHook
 from detkit.engine.hooks.hook import Hook
-from detkit.engine.hooks.logger import LoggerHook, image_paths
+from detkit.engine.hooks.logger import LoggerHook
 from detkit.engine.optim.skipping import either
 from detkit.registry import HOOKS
 
@@ -39,6 +40,9 @@ class _Account(NamedTuple):
 
     losses: dict[str, float]
     images: list[str]
+    boxes: list[str]  # that no loss can be finite with
+    problem: str  # why the images are not known
+    file: str | None  # of the bundle
 
 
 @HOOKS.register_module()
@@ -192,19 +196,18 @@ class CheckInvalidLossHook(Hook):
         """Write the bundle, and tell what is known; all processes come here at the same step."""
         batch, problem = _batch_again(runner, step.iteration)
         losses = {name: float(value) for name, value in step.outputs.items() if isinstance(value, (Tensor, int, float))}
-        own = _Account(losses, image_paths(batch))
         state = self._mend_buffers(runner, step.iteration)
         path = None
-        if self.bundle and _not_finite(own.losses) and (self.action != "skip" or self._bundles < 3):
+        if self.bundle and _not_finite(losses) and (self.action != "skip" or self._bundles < 3):
             self._bundles += 1
             name = "bundle.pth" if runner.world_size == 1 else f"bundle_rank{runner.rank}.pth"
             path = Path(runner.work_dir, f"invalid_loss_iter_{step.iteration}", name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            content = bundle_of(runner, step.iteration, state, own.losses, batch, weights_after)
-            save_checkpoint_file(content, path)
-        accounts = all_gather((own.losses, own.images, None if path is None else str(path)))
-        named = [(rank, _Account(losses, images), file) for rank, (losses, images, file) in enumerate(accounts)]
-        return _message(step.iteration, [one for one in named if _not_finite(one[1].losses)], len(named), problem)
+            save_checkpoint_file(bundle_of(runner, step.iteration, state, losses, batch, weights_after), path)
+        file = None if path is None else str(path)
+        accounts = all_gather(_Account(losses, image_names(batch), impossible_boxes(batch), problem, file))
+        bad = [(rank, account) for rank, account in enumerate(accounts) if _not_finite(account.losses)]
+        return _message(step.iteration, bad, len(accounts))
 
     def _keep_buffers(self, runner: Any, done: int) -> None:
         own = {name: buffer for name, buffer in _inner(runner.model).named_buffers() if buffer.is_floating_point()}
@@ -270,19 +273,23 @@ def _batch_again(runner: Any, iteration: int) -> tuple[Any, str]:
         return None, f"{type(error).__name__}: {error}"
 
 
-def _message(iteration: int, named: list[tuple[int, _Account, str | None]], world_size: int, problem: str) -> str:
+def _message(iteration: int, bad: list[tuple[int, _Account]], world_size: int) -> str:
     parts = []
-    for rank, account, _ in named[:_NAMED_RANKS]:
+    for rank, account in bad[:_NAMED_RANKS]:
         losses = ", ".join(f"{name}={value:.6g}" for name, value in account.losses.items() if "loss" in name)
-        unknown = f"not known ({problem})" if problem else "not known (the batch's samples carry no img_path)"
+        unknown = account.problem or "its samples are no data_samples"
         where = f"on rank {rank}: " if world_size > 1 else ""
-        parts.append(f"{where}{losses}; images of this batch: {', '.join(account.images) or unknown}")
-    if len(named) > _NAMED_RANKS:
-        parts.append(f"and on {len(named) - _NAMED_RANKS} ranks more")
-    file = next((file for *_, file in named if file is not None), None)
-    remedy = "" if file is None else f"To find the image: python tools/replay.py {file}. "
-    return (
-        f"the loss is not finite at iteration {iteration}: {'; '.join(parts)}. {remedy}"
-        "Look at its boxes; if they are sound, lower the learning rate or clip the gradient "
-        "(optim_wrapper.clip_grad=dict(max_norm=10))"
-    )
+        parts.append(f"{where}{losses}; images of this batch: {', '.join(account.images) or f'not known ({unknown})'}")
+    if len(bad) > _NAMED_RANKS:
+        parts.append(f"and on {len(bad) - _NAMED_RANKS} ranks more")
+    boxes = [box for _, account in bad for box in account.boxes][:_NAMED_RANKS]
+    if boxes:
+        remedy = f"Mend its boxes, or the step of the pipeline that makes them so: {'; '.join(boxes)}"
+    else:
+        remedy = (
+            "Look at its boxes; if they are sound, lower the learning rate or clip the gradient "
+            "(optim_wrapper.clip_grad=dict(max_norm=10))"
+        )
+    file = next((account.file for _, account in bad if account.file is not None), None)
+    find = "" if file is None else f"To find the image: python tools/replay.py {file}. "
+    return f"the loss is not finite at iteration {iteration}: {'; '.join(parts)}. {find}{remedy}"

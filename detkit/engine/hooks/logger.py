@@ -272,12 +272,6 @@ class LoggerHook(Hook):
             self._background(function, *args)
 
 
-def image_paths(data_batch: Any) -> list[str]:
-    """Paths of a batch's images, as far as its samples know them."""
-    samples = data_batch.get("data_samples", ()) if isinstance(data_batch, Mapping) else ()
-    return [str(sample.get("img_path")) for sample in samples if hasattr(sample, "get") and "img_path" in sample]
-
-
 def _take_from_hub(runner: Any) -> None:
     """Scalars that user code gave the message hub since the last line; taken out, as their history only grows."""
     history = runner.message_hub.log_scalars
