@@ -324,6 +324,14 @@ def test_a_run_that_is_stopped_early_is_saved(make_runner):
         assert names(runner) == (set() if failing else {"epoch_2.pth"})
 
 
+def test_an_interval_in_epochs_of_a_run_by_iterations_is_warned_of(make_runner):
+    for by_epoch in (True, False):
+        hooks = {"checkpoint": {"type": "CheckpointHook", "interval": 1, "by_epoch": by_epoch}}
+        runner = make_runner(str(by_epoch), train_cfg={"by_epoch": False, "max_iters": 2}, default_hooks=hooks)
+        runner.train()
+        assert ("nothing is saved before the end" in Path(runner.logger.log_file).read_text()) == by_epoch
+
+
 def test_a_run_that_is_stopped_inside_an_epoch_leaves_the_last_epochs_checkpoint_alone(make_runner):
     class Stop(Hook):
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):

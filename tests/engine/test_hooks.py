@@ -275,6 +275,27 @@ def test_early_stopping_goes_on_waiting_after_a_resume(make_runner):
     assert (resumed.epoch, hook.best_score, hook.wait_count) == (5, 0.5, 4)
 
 
+@pytest.mark.parametrize("stop", [{"patience": 2}, {"stopping_threshold": 0.45}])
+def test_a_run_that_was_stopped_is_over_when_resumed_unless_it_may_wait_longer(make_runner, stop):
+    def go(patience=None, resume=True):
+        hooks = [{"type": "EarlyStoppingHook", "monitor": "toy/mAP", **stop}]
+        if patience:
+            hooks[0] = {"type": "EarlyStoppingHook", "monitor": "toy/mAP", "patience": patience}
+        runner = make_runner(
+            epochs=6,
+            custom_hooks=hooks,
+            resume=resume,
+            val_evaluator={"type": "ToyMetric", "values": (0.5, 0.4, 0.3)},
+            default_hooks={"checkpoint": {"type": "CheckpointHook", "interval": 4}},
+        )
+        runner.train()
+        return runner.epoch
+
+    epochs = 3 if "patience" in stop else 1
+    assert [go(resume=False), go(), go()] == [epochs] * 3
+    assert go(patience=9) == 6
+
+
 def test_early_stopping_of_a_run_without_validation_is_refused(make_runner):
     none = {"val_cfg": None, "val_dataloader": None, "val_evaluator": None}
     runner = make_runner(custom_hooks=[EarlyStoppingHook("toy/mAP")], **none)

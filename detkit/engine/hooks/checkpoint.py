@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.runner import BaseLoop
+from mmengine.runner import BaseLoop, IterBasedTrainLoop
 
 from detkit.checkpoints.files import link_file, remove_partial_files, write_text
 from detkit.checkpoints.work_dir import publish, put_aside
@@ -145,6 +145,12 @@ class CheckpointHook(Hook):
         """
         if not any(getattr(hook, "adds_metrics", False) for hook in runner.hooks):
             self._best.check(runner.val_loop, runner.logger.warning)
+        if self.by_epoch and self.interval and isinstance(runner.train_loop, IterBasedTrainLoop):
+            runner.logger.warning(
+                "default_hooks.checkpoint: interval=%d counts epochs, and all of an IterBasedTrainLoop is one: nothing "
+                "is saved before the end; set by_epoch=False and an interval in iterations",
+                self.interval,
+            )
         if runner.rank == 0:
             folder = self.folder(runner)
             folder.mkdir(parents=True, exist_ok=True)

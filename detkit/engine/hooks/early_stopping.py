@@ -63,6 +63,7 @@ class EarlyStoppingHook(Hook):
             )
         self.monitor = monitor
         self.rule = rule or rule_by_name(monitor)
+        self._sign = 1 if self.rule == "greater" else -1
         self.min_delta = min_delta
         self.strict = strict
         self.check_finite = check_finite
@@ -89,6 +90,8 @@ class EarlyStoppingHook(Hook):
                 f"EarlyStoppingHook: {self.monitor!r} comes from validation, of which there is none; set "
                 "val_dataloader, val_cfg and val_evaluator, or leave the hook out"
             )
+        # Resumed from its end; a job that a cluster starts again and again would train an interval more each time.
+        self._stop(runner, None if self.best_score is None else self._verdict(self.best_score))
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
         """Look at the metric, and stop the loop if it is time."""
@@ -98,21 +101,26 @@ class EarlyStoppingHook(Hook):
         if self.monitor not in numbers:
             return self._miss(runner, numbers)
         self._seen = True
-        reason = self._reason_to_stop(numbers[self.monitor])
+        self._stop(runner, self._reason_to_stop(numbers[self.monitor]))
+
+    def _stop(self, runner: Any, reason: str | None) -> None:
         if reason is not None:
             runner.train_loop.stop_training = True
             runner.logger.info("training stops after %d iterations: %s", runner.iter, reason)
 
     def _reason_to_stop(self, score: float) -> str | None:
-        best, sign = self.best_score, 1 if self.rule == "greater" else -1
+        best, sign = self.best_score, self._sign
         if not math.isfinite(score) and self.check_finite:
             return f"{self.monitor} is {score}"
         if math.isfinite(score) and (best is None or (sign * (score - best) >= self.min_delta and score != best)):
             self.best_score, self.wait_count = score, 0
         else:
             self.wait_count += 1
+        return self._verdict(score)
+
+    def _verdict(self, score: float) -> str | None:
         threshold = self.stopping_threshold
-        if threshold is not None and sign * (score - threshold) > 0:
+        if threshold is not None and self._sign * (score - threshold) > 0:
             return f"{self.monitor} is {score:.4f}, better than stopping_threshold={threshold}"
         if self.wait_count < self.patience:
             return None
