@@ -86,7 +86,8 @@ class _Resumable:
 
     def _validate_if_due(self, done: int, total: int) -> None:
         """Validate after ``done`` of ``total`` epochs or iterations; an interval below 1 validates at the end only."""
-        self.val_interval = self.dynamic_intervals[bisect(self.dynamic_milestones, done + 1) - 1]
+        if len(self.dynamic_intervals) > 1:
+            self.val_interval = self.dynamic_intervals[bisect(self.dynamic_milestones, done + 1) - 1]
         runner = self.runner
         due = done >= total or (self.val_interval > 0 and done % self.val_interval == 0)
         if runner.val_loop is None or done < self.val_begin or not due or self._validated == self._iter:

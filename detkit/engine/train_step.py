@@ -115,7 +115,10 @@ def _mean(value: Tensor) -> Tensor:
 
 
 def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+    """The value by itself: what a model reports without a graph may be a buffer, which changes."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach() if value.requires_grad else value.clone()
 
 
 def _own(model: nn.Module, method: str) -> bool:

@@ -89,6 +89,23 @@ class EventStorage:
             puts = self._puts[key] = self._unread.new(self._named(values, smoothing))
         return self._unread.add(puts, row, self.step if step is None else step)
 
+    def put_owned(self, values: Mapping[str, Tensor | float], step: int) -> None:
+        """Note what a training step gave; for the engine, which calls this at each.
+
+        Args:
+            values: Numbers, and scalar tensors in main memory without a graph that nobody will change: they are kept
+                as they are.
+            step: Step they belong to.
+        """
+        key = ("", "owned", *values)
+        puts = self._puts.get(key)
+        if puts is None:
+            if not all(isinstance(value, (float, int)) or _is_scalar(value) for value in values.values()):
+                return self.put_scalars(values, step=step)
+            puts = self._puts[key] = self._unread.new(self._named(values, smoothing=True))
+        row: Any = tuple(values.values())
+        return self._unread.add(puts, row, step)
+
     def _named(self, names: Iterable[str], smoothing: bool) -> tuple[str, ...]:
         full = tuple(self._prefix + name for name in names)
         for name in full:
@@ -268,6 +285,10 @@ def _plain(name: str, value: Any) -> Tensor:
     if type(value) is not Tensor:
         raise TypeError(f"{name!r}: a plain tensor was expected, got {type(value).__name__}")
     return value
+
+
+def _is_scalar(value: object) -> bool:
+    return type(value) is Tensor and value.ndim == 0 and value.device.type == "cpu"
 
 
 _nowhere = _NoStorage()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ class Puts:
         names: Their names.
         orders: For each time they were noted, when that was among all notes.
         steps: The step.
-        rows: The values: (K,) tensors where the model is, or tuples of numbers.
+        rows: The values: (K,) tensors where the model is, or tuples of numbers and of scalar tensors in main memory.
     """
 
     __slots__ = ("names", "orders", "rows", "steps")
@@ -130,6 +130,15 @@ def _on_device(puts: Puts) -> bool:
     return isinstance(puts.rows[0], Tensor)
 
 
+def _numbers(rows: list[tuple[Any, ...]]) -> Iterator[list[float]]:
+    """The columns of rows in main memory; a column of tensors is read at once."""
+    for column in zip(*rows, strict=True):
+        if all(isinstance(value, Tensor) for value in column):
+            yield torch.stack(column).tolist()
+        else:
+            yield list(map(float, column))
+
+
 def _joined(all_puts: list[Puts]) -> Tensor:
     """All tensors' values in one, in order. Values of one type stay exact; a mixture is float64."""
     rows = [torch.cat(puts.rows) for puts in all_puts if _on_device(puts)]
@@ -152,7 +161,7 @@ def _columns(all_puts: list[Puts], fetched: list[float]) -> Columns:
             values = [fetched[place + index : end : width] for index in range(width)]
             place = end
         else:
-            values = list(map(list, zip(*puts.rows, strict=True)))
+            values = list(_numbers(puts.rows))
         for name, column in zip(puts.names, values, strict=True):
             parts.setdefault(name, []).append((column, puts))
     return {name: _in_order(found) for name, found in parts.items()}

@@ -112,3 +112,10 @@ def test_a_models_own_parsing_and_step_are_used():
     model = Net(lambda w: w.sum())
     model.train_step = lambda data, optim_wrapper: {"loss": torch.tensor(9.0)}  # as torch.compile replaces it
     assert train_step(model, None, None)["loss"] == 9.0
+
+
+def test_a_reported_buffer_is_copied():
+    seen = torch.tensor(1.0)
+    values, _ = step(lambda w: {"loss": w.sum(), "seen": seen})
+    seen.add_(1)
+    assert values["seen"] == 1.0

@@ -291,3 +291,20 @@ def test_a_tensor_of_a_class_that_cannot_be_made_plain_is_refused():
 
     with pytest.raises(TypeError, match="'a': a plain tensor was expected, got Stubborn"):
         EventStorage().put_scalars({"a": torch.ones(()).as_subclass(Stubborn)})
+
+
+def test_what_a_step_gave_reads_as_if_it_had_been_noted_one_by_one():
+    owned, noted = EventStorage(), EventStorage()
+    for step in (1, 2, 3):
+        # the same names may be a tensor in one step and a number in another
+        values = {
+            "loss": torch.tensor(float(step)),
+            "count": torch.tensor(step) if step != 2 else 2,
+            "time": 0.5 * step,
+        }
+        owned.put_owned(values, step)
+        noted.put_scalars(values, step=step)
+    assert owned.latest() == noted.latest() == {"loss": (3.0, 3), "count": (3.0, 3), "time": (1.5, 3)}
+    assert owned.history("count").mean(3) == noted.history("count").mean(3) == 2.0
+    with pytest.raises(ValueError, match="'wide'"):
+        owned.put_owned({"wide": torch.zeros(2)}, 4)

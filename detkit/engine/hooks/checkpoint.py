@@ -170,11 +170,16 @@ class CheckpointHook(Hook):
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Save at the interval and at the end."""
-        if not self.by_epoch:
-            due = self.interval and self.every_n_train_iters(runner, self.interval, self.save_begin)
-            last = self.is_last_train_iter(runner)
-            name = self.filename_tmpl.format(runner.iter + 1)
-            self._save(runner, name, {"epoch": runner.epoch, "iter": runner.iter + 1}, bool(due), last)
+        if self.by_epoch:
+            return
+        done = runner.iter + 1
+        within = not self.interval or (done - self.save_begin) % self.interval
+        if within and done != runner.max_iters:
+            return  # nearly always, so this comes first
+        due = bool(self.interval) and self.every_n_train_iters(runner, self.interval, self.save_begin)
+        last = done == runner.max_iters
+        if due or last:
+            self._save(runner, self.filename_tmpl.format(done), {"epoch": runner.epoch, "iter": done}, due, last)
 
     def after_train(self, runner: Any) -> None:
         """Save if the run was stopped before its end, as by early stopping; write what is to be published."""

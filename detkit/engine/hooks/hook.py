@@ -48,7 +48,8 @@ def overridden_stages(hook: mmengine_hooks.Hook) -> set[str]:
     for cls in type(hook).__mro__:
         if cls in (Hook, mmengine_hooks.Hook, object):
             break
-        own.update(vars(cls))
+        # A subclass may give a stage back: ``after_train_iter = Hook.after_train_iter``.
+        own.update(name for name in vars(cls) if getattr(type(hook), name) is not getattr(Hook, name, None))
     for method, stage in _SHARED.items():
         if method in own:
             own.update(stage.format(mode) for mode in ("train", "val", "test"))

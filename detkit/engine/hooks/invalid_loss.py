@@ -86,6 +86,7 @@ class CheckInvalidLossHook(Hook):
         self._bad: Tensor | bool | None = None  # of the step that is being made
         self._was_bad: Tensor | bool = False  # with 'raise' and 'stop': of any step so far
         self._skipped = 0  # in a row
+        self._good_until = 0  # iterations done that are known to be good
         self._bundles = 0
         self._buffers: tuple[int, dict[str, Tensor]] = (0, {})  # iterations done, and the buffers then
         self._inner_interval = 50  # where interval is None
@@ -106,6 +107,7 @@ class CheckInvalidLossHook(Hook):
         for wrapper in _wrappers(runner):
             wrapper.guard = self._guard
         self._steps, self._bad, self._was_bad, self._skipped = [], None, False, 0
+        self._good_until = runner.iter
         self._keep_buffers(runner, runner.iter)
 
     def before_train_epoch(self, runner: Any) -> None:
@@ -123,8 +125,12 @@ class CheckInvalidLossHook(Hook):
             if not isinstance(outputs.get("loss"), Tensor):
                 return
             bad = _is_bad(outputs["loss"].detach())
-        self._steps.append(_Step(runner.iter + 1, bad, outputs))
-        done = batch_idx + 1 if self.interval is None else runner.iter + 1
+        iteration = runner.iter + 1
+        if bad is False and self.action != "skip":
+            self._good_until = iteration  # there is nothing to remember
+        else:
+            self._steps.append(_Step(iteration, bad, outputs))
+        done = batch_idx + 1 if self.interval is None else iteration
         if done % (self.interval or self._inner_interval) == 0 or batch_idx + 1 == self._epoch_length:
             self._look(runner)
 
@@ -165,6 +171,8 @@ class CheckInvalidLossHook(Hook):
     def _look(self, runner: Any) -> None:
         steps, self._steps = self._steps, []
         if not steps:
+            if self._good_until > self._buffers[0]:
+                self._keep_buffers(runner, self._good_until)
             return
         flags = _read([step.bad for step in steps])
         if not any(flags):

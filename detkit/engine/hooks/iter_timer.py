@@ -74,7 +74,7 @@ class IterTimerHook(Hook):
             self._measured_time += seconds
         else:
             self._measured_begin = now
-        runner.events.put_scalars(times, step=runner.iter + 1)
+        runner.events.put_owned(times, runner.iter + 1)
 
     def before_val(self, runner: Any) -> None:
         """Note when validation begins."""

@@ -73,6 +73,7 @@ class LoggerHook(Hook):
         self._failed = False
         self._by_epoch = True
         self._epoch = self._in_epoch = self._max_iters = 0
+        self._on_cpu = False
 
     def state_dict(self) -> dict[str, Any]:
         """Sums of the events and the length of ``metrics.jsonl``: a resumed run writes the lines that it would have
@@ -98,6 +99,8 @@ class LoggerHook(Hook):
         """Open the files, and the progress display on a terminal."""
         self._failed = False
         self._events, self._max_iters = runner.events, runner.max_iters
+        # On CUDA values are copied: the outputs of a compiled step lie in memory that its next run overwrites.
+        self._on_cpu = runner.device.type == "cpu"
         self._by_epoch = not isinstance(runner.train_loop, IterBasedTrainLoop)
         resumed, self._resumed = self._resumed or {}, {}
         self._events.load_state_dict(resumed.get("events", {}))
@@ -121,7 +124,10 @@ class LoggerHook(Hook):
         grad_norm = getattr(runner.optim_wrapper, "grad_norm", None)
         if grad_norm is not None:
             values = {**values, "grad_norm": grad_norm}
-        runner.events.put_scalars(values, step=done)
+        if self._on_cpu:
+            runner.events.put_owned(values, done)
+        else:
+            runner.events.put_scalars(values, step=done)
         if self._display is not None:
             self._display.update(done)
         self._in_epoch = batch_idx + 1

@@ -39,8 +39,8 @@ class RuntimeInfoHook(mmengine_hooks.RuntimeInfoHook):
         runner.message_hub.update_info("iter", runner.iter)
         runner.events.step = runner.iter + 1
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Leave the losses where they are."""
+    # The losses stay where they are.
+    after_train_iter = mmengine_hooks.Hook.after_train_iter
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
         """Note the metrics that are numbers as events; one without a prefix of its own gets ``val/``."""
