@@ -9,14 +9,8 @@ from detkit.engine.dataloader import build_dataloader
 from detkit.engine.distributed import launch
 from detkit.engine.dry_run import dry_run
 from detkit.engine.environment import select_device
-from detkit.engine.evaluation import (
-    MultiDatasetTestLoop,
-    MultiDatasetValLoop,
-    TestLoop,
-    ValLoop,
-    build_evaluator,
-    evaluation_mode,
-)
+from detkit.engine.evaluation import build_evaluator, evaluation_mode
+from detkit.engine.evaluation_loops import MultiDatasetTestLoop, MultiDatasetValLoop, TestLoop, ValLoop
 from detkit.engine.hooks import (
     CallbackHook,
     ChannelsLastHook,
