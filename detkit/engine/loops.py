@@ -38,9 +38,9 @@ class _Resumable:
     def _prepare(self, val_begin: int, val_interval: int, dynamic_intervals: list[tuple[int, int]] | None) -> None:
         self._epoch = self._iter = 0
         self.stop_training = False  # set by hooks such as EarlyStoppingHook
-        self.val_begin = val_begin
-        self.val_interval = val_interval
-        self.dynamic_milestones, self.dynamic_intervals = calc_dynamic_intervals(val_interval, dynamic_intervals)
+        self.val_begin = _whole("val_begin", val_begin)
+        self.val_interval = _whole("val_interval", val_interval, negative=True)
+        self.dynamic_milestones, self.dynamic_intervals = calc_dynamic_intervals(self.val_interval, dynamic_intervals)
         self.stream = DataStream(self.dataloader, self.runner.seed)
         self.runner.visualizer.dataset_meta = getattr(self.dataloader.dataset, "metainfo", None)
         self._validated = 0  # iterations done at the last validation
@@ -216,7 +216,7 @@ class IterBasedTrainLoop(_Resumable, mmengine_loops.IterBasedTrainLoop):
         self._step(self._iter, data_batch)
 
 
-def _whole(name: str, value: float) -> int:
-    if int(value) != value or value < 0:
-        raise ValueError(f"train_cfg.{name}: a whole number was expected, got {value}")
+def _whole(name: str, value: float, negative: bool = False) -> int:
+    if not isinstance(value, (int, float)) or value % 1 != 0 or (value < 0 and not negative):
+        raise ValueError(f"train_cfg.{name}: a whole number was expected, got {value!r}")
     return int(value)

@@ -155,6 +155,7 @@ def test_a_new_run_puts_the_checkpoints_of_an_earlier_one_aside(make_runner, cap
     ("options", "message"),
     [
         ({"interval": 0}, "interval must be at least 1"),
+        ({"interval": 1.5}, "interval must be at least 1 and whole, or None, got 1.5"),
         ({"max_keep_ckpts": 0}, "max_keep_ckpts must be at least 1"),
         ({"rule": "higher", "save_best": "a"}, "rule must be 'greater' or 'less'"),
         ({"rule": ["less"], "save_best": ["a", "b"]}, "rule must be 'greater' or 'less'"),

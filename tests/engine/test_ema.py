@@ -287,3 +287,11 @@ def test_arguments_that_the_average_lacks_and_a_late_begin_are_refused(make_runn
         make_runner(epochs=1, custom_hooks=[{**EMA, "gamma": 3}]).train()
     with pytest.raises(ValueError, match="would begin at 5, and the run ends at 1"):
         make_runner(epochs=1, custom_hooks=[{**EMA, "begin_epoch": 5}]).train()
+
+
+def test_a_second_average_is_refused(make_runner):
+    # Both would exchange weights at a validation, and training would go on from an average.
+    runner = make_runner(custom_hooks=[EMA, {"type": "SWAHook", "begin_epoch": 2}])
+    with pytest.raises(ValueError, match="a run has one average of its weights, got EMAHook and SWAHook"):
+        runner.train()
+    assert runner.iter == 0

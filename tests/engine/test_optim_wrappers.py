@@ -272,9 +272,10 @@ def test_a_state_without_a_scaler_leaves_the_scaler_at_its_start():
     AmpOptimWrapper(sgd(3.0), dtype="bfloat16").load_state_dict(wrapper.state_dict())
 
 
-def test_accumulative_counts_are_checked():
-    with pytest.raises(ValueError, match="accumulative_counts: must be at least 1, got 0"):
-        OptimWrapper(sgd(1.0), accumulative_counts=0)
+@pytest.mark.parametrize("count", [0, 1.5, "2"])
+def test_accumulative_counts_are_checked(count):
+    with pytest.raises(ValueError, match=f"accumulative_counts: must be a whole number of at least 1, got {count!r}"):
+        OptimWrapper(sgd(1.0), accumulative_counts=count)
 
 
 def test_a_fused_sgd_whose_first_step_overflows_has_no_uninitialised_momentum():

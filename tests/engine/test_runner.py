@@ -653,3 +653,13 @@ def test_a_validation_after_the_training_leaves_its_outcome_alone(make_runner):
         runner.val()
     assert runner.train_completed
     assert ends.calls == 1  # it was no training that failed
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("max_epochs", "3"), ("max_epochs", 1.5), ("val_interval", 0.5), ("val_interval", float("inf"))]
+)
+def test_counts_of_a_loop_are_whole_numbers(make_runner, key, value):
+    # Half an epoch between validations would be taken for one; an interval of -1 validates at the end.
+    runner = make_runner(train_cfg={"by_epoch": True, "max_epochs": 3, key: value})
+    with pytest.raises(ValueError, match=rf"train_cfg.{key}: a whole number was expected, got {value!r}"):
+        runner.train()

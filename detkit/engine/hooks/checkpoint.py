@@ -285,6 +285,6 @@ def _hook_of(runner: Any) -> CheckpointHook | None:
 def _count(name: str, value: int | None) -> int | None:
     if value is None or value == -1:
         return None
-    if value < 1:
-        raise ValueError(f"CheckpointHook: {name} must be at least 1, or None, got {value}")
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"CheckpointHook: {name} must be at least 1 and whole, or None, got {value!r}")
     return value

@@ -37,7 +37,8 @@ class EMAHook(Hook):
         update_buffers: The same.
 
     Raises:
-        ValueError: ``begin_iter`` and ``begin_epoch`` are both set, negative, or beyond the end of the run.
+        ValueError: ``begin_iter`` and ``begin_epoch`` are both set, negative, or beyond the end of the run; a second
+            hook of this kind.
     """
 
     priority = "NORMAL"
@@ -92,6 +93,9 @@ class EMAHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Copy the model, which has its weights by now; on resuming, the weights loaded are the average."""
+        averages = [type(hook).__name__ for hook in runner.hooks if isinstance(hook, EMAHook)]
+        if len(averages) > 1:  # each would put its own into the model, and the last one's would stay there
+            raise ValueError(f"custom_hooks: a run has one average of its weights, got {' and '.join(averages)}")
         begin, end = (self.begin_epoch, runner.max_epochs) if self.begin_epoch else (self.begin_iter, runner.max_iters)
         if begin > end:
             raise ValueError(f"{type(self).__name__}: the average would begin at {begin}, and the run ends at {end}")

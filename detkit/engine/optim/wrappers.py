@@ -58,8 +58,10 @@ class OptimWrapper(MMEngineOptimWrapper):
         clip_grad: Mapping[str, Any] | None = None,
         set_to_none: bool = True,
     ) -> None:
-        if accumulative_counts < 1:
-            raise ValueError(f"optim_wrapper.accumulative_counts: must be at least 1, got {accumulative_counts}")
+        if not isinstance(accumulative_counts, int) or accumulative_counts < 1:
+            raise ValueError(
+                f"optim_wrapper.accumulative_counts: must be a whole number of at least 1, got {accumulative_counts!r}"
+            )
         super().__init__(optimizer, accumulative_counts)
         self._clip = build_clipper(clip_grad)
         self.set_to_none = set_to_none
