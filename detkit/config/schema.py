@@ -113,13 +113,19 @@ _DATALOADER = _fields(
 _PARAMWISE = _fields(
     "bias_lr_mult",
     "bias_decay_mult",
-    "norm_decay_mult",
-    "flat_decay_mult",
-    "dwconv_decay_mult",
+    "bias_rules_on_norms",
     "bypass_duplicate",
+    "dcn_offset_lr_mult",
+    "dwconv_decay_mult",
+    "flat_decay_mult",
+    "lr_factor_func",
+    "norm_decay_mult",
+    "overrides",
+    "weight_decay_bias",
+    "weight_decay_norm",
     custom_keys=Fields(None, each=_fields("lr_mult", "decay_mult", "lr", "weight_decay", "momentum", "betas", "eps")),
 )
-_CLIP_GRAD = _fields("type", "max_norm", "norm_type", "error_if_nonfinite", "foreach", "clip_value")
+_CLIP_GRAD = _fields("type", "scope", "max_norm", "norm_type", "error_if_nonfinite", "foreach", "clip_value")
 _OPTIM_WRAPPER = _built(
     "OPTIM_WRAPPERS",
     extra=("optimizer", "constructor", "paramwise_cfg"),

@@ -88,7 +88,7 @@ def scaled_values(cfg: Any, world_size: int) -> list[Scaled]:
     if len(set(counts.values())) > 1:
         raise ValueError(f"auto_scale_lr: accumulative_counts must be the same for every optimizer, got {counts}")
     accumulated = next(iter(counts.values()))
-    images = _batch_size(cfg["train_dataloader"]) * world_size
+    images = _images_per_iteration(cfg["train_dataloader"], world_size)
     rate = images * accumulated / base
     length = images * options.get("base_accumulative_counts", 1) / base
     changes = [*_rates(cfg, wrappers, rate)] if rate != 1 else []
@@ -166,12 +166,15 @@ def _optimizers(wrapper: Any, path: Path = ("optim_wrapper",)) -> Iterator[tuple
             yield from _optimizers(value, (*path, key))
 
 
-def _batch_size(loader: Any) -> int:
+def _images_per_iteration(loader: Any, world_size: int) -> int:
+    """Of all processes."""
     if not isinstance(loader, Mapping):
-        return loader.batch_sampler.batch_size
+        return loader.batch_sampler.batch_size * world_size
     batches = loader.get("batch_sampler")
     own = batches.get("batch_size") if isinstance(batches, Mapping) else None
-    return own or loader.get("batch_size", 1)
+    if own is None and "total_batch_size" in loader:
+        return loader["total_batch_size"]
+    return (own or loader.get("batch_size", 1)) * world_size
 
 
 def _rates(cfg: Any, wrappers: Mapping[Path, Mapping[str, Any]], factor: float) -> Iterator[Scaled]:

@@ -89,6 +89,11 @@ def test_nothing_to_scale():
     assert auto_scale_cfg(cfg, 16) is cfg
 
 
+def test_a_total_batch_is_that_of_any_number_of_processes():
+    cfg = reference(train_dataloader={"total_batch_size": 8})
+    assert [scaled_values(cfg, processes) for processes in (1, 4)] == [scaled_values(reference(), 4)] * 2
+
+
 def test_no_interval_becomes_zero_and_never_stays_never():
     """Detectron2's checkpoint period of 1 becomes 0 at four times the workers, and the run fails."""
     hooks = {

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from detkit.config import load
 from detkit.engine.optim.param_rules import RULE_KEYS
 from detkit.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS
 
@@ -41,3 +42,10 @@ def test_the_table_has_every_rule():
     named = {name for line in PAGE.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)", line)}
     assert named >= RULE_KEYS - {"bypass_duplicate"}
     assert len(SNIPPETS) == 5
+
+
+@pytest.mark.parametrize("rule", sorted(RULE_KEYS))
+def test_a_config_may_have_every_rule(rule, tmp_path):
+    path = tmp_path / "rules.py"
+    path.write_text(f"optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1), paramwise_cfg={{{rule!r}: {{}}}})")
+    assert rule in load(path).optim_wrapper.paramwise_cfg
