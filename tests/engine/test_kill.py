@@ -148,14 +148,17 @@ def equal(one: Any, two: Any) -> bool:
 
 def assert_same_end(whole: Path, cut: Path) -> None:
     one, two = (load_checkpoint_file(folder / f"iter_{ITERATIONS}.pth") for folder in (whole, cut))
-    parts = {"state_dict", "optimizer", "param_schedulers", "rng", "position", "ema_state_dict"} & one.keys()
+    parts = {"state_dict", "optimizer", "param_schedulers", "ema_state_dict"} & one.keys()
+    if one["position"] == two["position"]:  # a run killed in its last validation saves once more behind it
+        parts.add("rng")
     for part in parts:
         assert equal(one[part], two[part]), part
-    scores = [file["hooks"]["CheckpointHook"]["best"]["toy/mAP"]["score"] for file in (one, two)]
-    assert scores[0] == scores[1]
-    best = [sorted(path.name for path in folder.glob("best_*")) for folder in (whole, cut)]
-    assert best[0] == best[1]
+    best = [sorted(folder.glob("best_*")) for folder in (whole, cut)]
     assert len(best[0]) == 1
+    assert [path.name for path in best[0]] == [path.name for path in best[1]]
+    files = [load_checkpoint_file(paths[0]) for paths in best]
+    assert files[0]["meta"]["metric"] == files[1]["meta"]["metric"]
+    assert equal(files[0]["state_dict"], files[1]["state_dict"])
 
 
 def kill_and_resume(tmp_path: Path, loop: str, workers: int, kind: str, seed: int, kills: int) -> int:
