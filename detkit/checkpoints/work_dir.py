@@ -32,7 +32,7 @@ def resume_candidates(folder: str | os.PathLike[str]) -> list[Path]:
     folder = Path(folder)
     pointer = folder / "last_checkpoint"
     # mmengine wrote absolute paths there, which break when the folder moves: only the name counts.
-    last = folder / Path(pointer.read_text().strip()).name if pointer.is_file() else None
+    last = folder / Path(_text(pointer)).name if pointer.is_file() else None
     paths = [path for path in folder.glob("*.pth") if path.is_file() and not path.name.startswith(("best_", "."))]
     order = _by_name(paths) or _by_content(paths, last)
     latest_first = sorted(order, key=lambda path: (-order[path], path.name))
@@ -40,6 +40,11 @@ def resume_candidates(folder: str | os.PathLike[str]) -> list[Path]:
         return latest_first
     before = [path for path in latest_first if order[path] < order[last] or order[path] == math.inf]
     return [last, *(path for path in before if path != last)]
+
+
+def _text(pointer: Path) -> str:
+    """What it says; of a damaged one, something that names no file."""
+    return pointer.read_text(encoding="utf-8", errors="replace").replace("\0", "?").strip()
 
 
 def _by_name(paths: list[Path]) -> dict[Path, float] | None:
@@ -89,8 +94,8 @@ def newest_intact(
         Content and path, or None where there is nothing to go on from.
     """
     pointer = Path(folder, "last_checkpoint")
-    if pointer.is_file() and not Path(folder, Path(pointer.read_text().strip() or "?").name).is_file():
-        warn(f"{pointer} names {pointer.read_text().strip()!r}, which is not there; taking the newest that is")
+    if pointer.is_file() and not Path(folder, Path(_text(pointer) or "?").name).is_file():
+        warn(f"{pointer} names {_text(pointer)!r}, which is not there; taking the newest that is")
     for path in resume_candidates(folder):
         try:
             content = load_checkpoint_file(path)

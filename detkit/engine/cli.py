@@ -61,7 +61,7 @@ def run_processes(function: Callable[[Any], Any], args: Any, configure: Callable
     Raises:
         ProcessError: A process failed.
     """
-    if args.num_processes * args.num_machines == 1:
+    if (args.num_processes, args.num_machines, args.machine_rank) == (1, 1, 0):
         return function(args)
     from detkit.engine.distributed import launch
 

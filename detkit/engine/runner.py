@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -132,7 +133,9 @@ class Runner(PartBuilder):
         set_float32_precision(options.pop("float32_precision", None))
         # mmengine turns it on for evaluations too, whose images have ever new shapes.
         self.cudnn_benchmark = bool(options.pop("cudnn_benchmark", False))
-        super().setup_env(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # mmengine complains of start methods and threads that launch has set
+            super().setup_env(options)
         # mmengine's time stamp has seconds: two runs of one process in the same second would share logger,
         # message hub and visualizer.
         number = next(_runs)
@@ -157,6 +160,8 @@ class Runner(PartBuilder):
         """
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses otherwise
+        if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 1 << 32):
+            raise ValueError(f"randomness.seed: an integer from 0 to 2**32 - 1 was expected, got {seed!r}")
         seed = shared_random_seed() if seed is None else seed
         super().set_randomness(seed, False, deterministic)
 

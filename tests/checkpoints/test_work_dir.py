@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +31,18 @@ def test_candidates_follow_last_checkpoint(tmp_path):
     for stale in ("", "epoch_12.pth", "best_mAP_epoch_12.pth"):
         (tmp_path / "last_checkpoint").write_text(stale)
         assert names(tmp_path) == ["epoch_11.pth", "epoch_10.pth", "epoch_9.pth"]
+
+
+@pytest.mark.parametrize("damaged", [b"\xff\xfe", b"\0\0\0\0\0"])
+def test_a_damaged_last_checkpoint_names_nothing(tmp_path, damaged):
+    save(tmp_path, "epoch_1.pth", 50)
+    (tmp_path / "last_checkpoint").write_bytes(damaged)
+    warnings: list[str] = []
+    found = newest_intact(tmp_path, lambda content, path: None, warnings.append)
+    assert found is not None
+    assert Path(found[1]).name == "epoch_1.pth"
+    assert len(warnings) == 1
+    assert "which is not there; taking the newest that is" in warnings[0]
 
 
 def test_files_of_two_kinds_are_ordered_by_the_iterations_in_them(tmp_path):

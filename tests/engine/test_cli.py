@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from engine.engine_toys import toy_config
 
-from detkit.engine.cli import reason, run_cli
+from detkit.arguments import default_argument_parser
+from detkit.engine.cli import reason, run_cli, run_processes
 
 
 def fail(error: BaseException) -> None:
@@ -59,6 +60,12 @@ def test_other_errors_propagate_and_ctrl_c_exits_130(capsys):
 
 def test_what_the_function_returns_comes_back():
     assert run_cli(lambda a, b: a + b, 1, b=2) == 3
+
+
+def test_a_machine_that_is_not_there_is_refused():
+    args = default_argument_parser("").parse_args(["config.py", "--machine-rank", "3"])
+    with pytest.raises(ValueError, match=r"machine_rank must be in \[0, 1\), got 3"):
+        run_processes(lambda _: pytest.fail("was called"), args, lambda _: {})
 
 
 @pytest.mark.parametrize(("kind", "quote"), [(ValueError, ""), (KeyError, "'"), (OSError, "")])

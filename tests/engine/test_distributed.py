@@ -161,6 +161,7 @@ def test_a_result_that_cannot_be_handed_over_is_an_error():
         ({"num_processes": 0}, "num_processes must be at least 1, got 0"),
         ({"num_processes": 1, "num_machines": 2, "dist_url": "auto"}, "dist_url 'tcp://HOST:PORT' of machine 0"),
         ({"num_processes": 1, "num_machines": 2}, "got None"),
+        ({"num_processes": 2, "dist_url": "tcp://127.0.0.1:65536"}, "got 'tcp://127.0.0.1:65536'"),
         ({"num_processes": 1, "num_machines": 2, "machine_rank": 2}, r"machine_rank must be in \[0, 2\), got 2"),
         ({"num_processes": 2, "backend": "nccl"}, "2 processes were asked for, but there are 0 CUDA devices"),
     ],

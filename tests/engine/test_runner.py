@@ -300,6 +300,12 @@ def test_test_evaluates_a_checkpoint_and_holds_its_labels_against_the_data(make_
         make_runner("c", load_from=path, test_dataloader=data).test()
 
 
+@pytest.mark.parametrize("seed", [-1, 1 << 32, "7"])
+def test_a_seed_that_numpy_would_not_take_is_refused_by_its_name(make_runner, seed):
+    with pytest.raises(ValueError, match=rf"randomness\.seed: an integer from 0 to .* got {seed!r}"):
+        make_runner(randomness={"seed": seed})
+
+
 def test_a_head_of_the_wrong_size_is_refused_before_the_first_step(make_runner):
     model = {"type": "ToyModel", "bbox_head": {"type": "ToyHead", "num_classes": 80}}
     message = (

@@ -64,6 +64,7 @@ def test_train_fail_and_test_in_processes_of_their_own(tmp_path, options):
     result = call(*train, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("trained to epoch 2, iteration 6") == 1
+    assert "UserWarning" not in result.stderr
     test = [ROOT / "tools/test.py", CONFIG, "run/epoch_2.pth", "--work-dir", "test", *two, *options]
     result = call(*test, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -137,7 +137,7 @@ def _address(dist_url: str | None, num_machines: int) -> tuple[str, int]:
         return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     scheme, _, rest = (dist_url or "").partition("://")
     host, _, port = rest.rpartition(":")
-    if scheme != "tcp" or not host or not port.isdigit():
+    if scheme != "tcp" or not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
         raise ValueError(
             f"launch: dist_url 'tcp://HOST:PORT' of machine 0 was expected for {num_machines} machines, got "
             f"{dist_url!r}; 'auto' finds a port on one machine only"
