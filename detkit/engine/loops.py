@@ -154,10 +154,17 @@ class EpochBasedTrainLoop(_Resumable, mmengine_loops.EpochBasedTrainLoop):
         """Train for one pass over the data, or for what a resumed run has left of it."""
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
+        done = self.stream.position.batch
         for data_batch in self.stream.rest_of_pass():
-            self.run_iter(self.stream.position.batch - 1, data_batch)
+            done = self.stream.position.batch
+            self.run_iter(done - 1, data_batch)
             if self.stop_training:
                 return
+        if done != len(self.dataloader):
+            self.runner.logger.warning(
+                f"train_dataloader: its batch sampler announced {len(self.dataloader)} batches and gave {done}; hooks "
+                "and schedules that act in the last iteration count on the number announced"
+            )
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
 

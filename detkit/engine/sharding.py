@@ -22,11 +22,11 @@ def with_own_batch_size(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         ValueError: Both are set, or the total does not divide by the number of processes.
     """
-    if "total_batch_size" not in cfg:
-        return cfg
+    if cfg.get("total_batch_size") is None:
+        return {key: value for key, value in cfg.items() if key != "total_batch_size"}
     total, world = cfg["total_batch_size"], get_world_size()
     path = where() or "dataloader"
-    if "batch_size" in cfg:
+    if cfg.get("batch_size") is not None:  # a child config takes an inherited one back by None
         raise ValueError(f"{path}: batch_size (of a process) and total_batch_size (of all) are both set; leave one out")
     if not isinstance(total, int) or total < 1 or total % world:
         raise ValueError(f"{path}.total_batch_size: {total!r} is not a positive multiple of the {world} processes")

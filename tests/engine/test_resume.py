@@ -10,7 +10,7 @@ import torch
 from engine.engine_toys import toy_config
 
 from detkit.engine import Hook, load_checkpoint_file
-from detkit.registry import DATASETS
+from detkit.registry import DATA_SAMPLERS, DATASETS
 
 EPOCH = {"train_cfg": {"by_epoch": True, "max_epochs": 3}}
 ITERATION = {
@@ -223,3 +223,14 @@ def test_a_run_that_fails_is_not_validated_at_its_end(make_runner, fail_at):
     assert runner.val_evaluator.metrics[0].count == 0
     assert hook.ended
     assert not runner.train_completed
+
+
+def test_a_pass_shorter_than_announced_is_told(make_runner, capfd):
+    class Announcing(torch.utils.data.BatchSampler):
+        def __len__(self):
+            return 5
+
+    DATA_SAMPLERS.register_module(name="AnnouncingBatches", module=Announcing, force=True)
+    loader = toy_config("")["train_dataloader"] | {"batch_sampler": {"type": "AnnouncingBatches", "drop_last": False}}
+    make_runner(epochs=1, train_dataloader=loader).train()
+    assert "its batch sampler announced 5 batches and gave 3" in capfd.readouterr().err
