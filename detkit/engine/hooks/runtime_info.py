@@ -36,8 +36,9 @@ class RuntimeInfoHook(mmengine_hooks.RuntimeInfoHook):
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Note the iteration."""
-        runner.message_hub.update_info("iter", runner.iter)
-        runner.events.step = runner.iter + 1
+        done = runner.iter
+        runner.message_hub.runtime_info["iter"] = done  # update_info would ask each time whether it is resumed
+        runner.events.step = done + 1
 
     # The losses stay where they are.
     after_train_iter = mmengine_hooks.Hook.after_train_iter
