@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -109,3 +110,9 @@ def where_am_i() -> dict[str, str]:
     """What the launcher told this process, of all processes."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
     return all_gather({name: os.environ[name] for name in names} | {"backend": distributed.get_backend()})
+
+
+def wait_connected(port: int) -> None:
+    """Keep a connection open for as long as this process is there."""
+    with socket.create_connection(("127.0.0.1", port)):
+        time.sleep(60)

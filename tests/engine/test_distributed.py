@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -148,6 +149,24 @@ def test_processes_that_exit_on_purpose_hand_their_status_on():
     with pytest.raises(SystemExit) as caught:
         launch(workers.leave, 2, args=(75,), **CPU)
     assert caught.value.code == 75
+
+
+def test_processes_end_when_the_one_that_launched_them_is_killed():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        code = (
+            "from engine import distributed_workers as workers; from detkit.engine import launch\n"
+            "if __name__ == '__main__': launch(workers.wait_connected, 2, device_type='cpu', "
+            f"start_method='forkserver', args=({server.getsockname()[1]},))"
+        )
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        with subprocess.Popen([sys.executable, "-c", code], env=environment) as parent:
+            connections = [server.accept()[0] for _ in range(2)]
+            parent.kill()
+        for connection in connections:
+            with connection:
+                connection.settimeout(20)
+                assert connection.recv(1) == b""  # closed
 
 
 def test_a_result_that_cannot_be_handed_over_is_an_error():

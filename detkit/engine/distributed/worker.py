@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -19,6 +22,10 @@ from detkit.engine.distributed.groups import get_cpu_group, is_distributed
 from detkit.engine.distributed.init import destroy, set_device
 
 __all__ = ["Report", "World", "read_report", "work"]
+
+
+# Seconds to save and exit in, after the parent was killed.
+_LAST_S = 40.0
 
 
 class World(NamedTuple):
@@ -50,6 +57,7 @@ class Report(NamedTuple):
 def work(world: World, local_rank: int, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """All that a started process does."""
     error, text, code, result = "", "", 0, b""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         value = _join_and_call(world, local_rank, fn, args)
         result = pickle.dumps(value if local_rank == 0 else None)
@@ -68,6 +76,16 @@ def work(world: World, local_rank: int, fn: Callable[..., Any], args: tuple[Any,
     if code:
         # Not through the interpreter's end: it would wait for threads that wait for the other processes.
         os._exit(code)
+
+
+def _end_with_parent() -> None:
+    """End once the parent is gone: killed, as for want of memory, it could not see to it, and the run would go on."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)  # which may save and exit
+        time.sleep(_LAST_S)
+        os._exit(1)
 
 
 def _join_and_call(world: World, local_rank: int, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
