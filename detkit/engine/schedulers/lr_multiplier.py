@@ -49,7 +49,7 @@ class LRMultiplier(_ParamScheduler):
 
     Raises:
         TypeError: ``multiplier`` is none.
-        ValueError: ``end`` is not known, or not after ``begin``.
+        ValueError: ``end`` is not known, or not after ``begin``, or one of them is no step.
         KeyError: The parameter groups have no ``param_name``.
     """
 
@@ -65,6 +65,9 @@ class LRMultiplier(_ParamScheduler):
         by_epoch: bool = False,
         param_name: str = "lr",
     ) -> None:
+        for name, step in (("begin", begin), ("end", end)):
+            if not isinstance(step, int) or step < 0:
+                raise ValueError(f"{place(self, name)}: a step, 0 or more, was expected, got {step!r}")
         if end >= INF:
             raise ValueError(
                 f"{place(self, 'end')}: the number of steps must be known; outside of a runner set end=max_iters"

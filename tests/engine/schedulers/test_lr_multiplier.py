@@ -260,6 +260,8 @@ def test_the_order_of_schedules_that_meet():
         (warmup({**MULTI_STEP, "milestones": [3, 2]}), r"param_scheduler\.0\.multiplier\.multiplier\.milestones: pos"),
         (warmup(COSINE, warmup_iters=-1), r"param_scheduler\.0\.multiplier\.warmup_iters: 0 or more steps"),
         ({"type": "LRMultiplier", "multiplier": {"type": "StepLR", "step_size": 3}}, "StepLR"),
+        ({"type": "LRMultiplier", "multiplier": COSINE, "begin": -1}, r"param_scheduler\.0\.begin: .* got -1"),
+        ({"type": "LRMultiplier", "multiplier": COSINE, "end": 1.5}, r"param_scheduler\.0\.end: a step, .* got 1\.5"),
         ({"type": "LRMultiplier", "multiplier": COSINE, "begin": 40}, r"param_scheduler\.0\.end: a step after begin=4"),
         ({"type": "WarmupCosineLR", "eta_min_ratio": 2}, r"param_scheduler\.0\.eta_min_ratio: a number in \[0, 1\]"),
         ({"type": "LRMultiplier", "multiplier": COSINE, "convert_to_iter_based": True, "by_epoch": True}, "8 / 12"),
