@@ -60,9 +60,15 @@ def run_processes(function: Callable[[Any], Any], args: Any, configure: Callable
 
     Raises:
         ProcessError: A process failed.
+        ValueError: Processes are to be started here, and by a launcher.
     """
     if (args.num_processes, args.num_machines, args.machine_rank) == (1, 1, 0):
         return function(args)
+    if args.launcher not in (None, "none"):
+        raise ValueError(
+            f"--launcher {args.launcher} says that the processes are started already, --num-processes and --num-machines "
+            "start them here; leave one out"
+        )
     from detkit.engine.distributed import launch
 
     device = configure(args).get("device")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
@@ -94,3 +95,9 @@ def test_an_error_from_a_real_worker(make_runner, capsys):
     assert f"(traceback in {runner.logger.log_file})" in printed
     assert "Traceback" not in printed
     assert os.path.isabs(runner.logger.log_file)
+
+
+def test_processes_are_started_by_one_only():
+    args = argparse.Namespace(num_processes=2, num_machines=1, machine_rank=0, dist_url=None, launcher="slurm")
+    with pytest.raises(ValueError, match="--launcher slurm says that the processes are started already"):
+        run_processes(print, args, lambda args: {})
