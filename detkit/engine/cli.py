@@ -66,8 +66,8 @@ def run_processes(function: Callable[[Any], Any], args: Any, configure: Callable
         return function(args)
     if args.launcher not in (None, "none"):
         raise ValueError(
-            f"--launcher {args.launcher} says that the processes are started already, --num-processes and --num-machines "
-            "start them here; leave one out"
+            f"--launcher {args.launcher} says that the processes are started already, --num-processes and "
+            "--num-machines start them here; leave one out"
         )
     from detkit.engine.distributed import launch
 
