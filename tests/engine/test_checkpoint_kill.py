@@ -72,7 +72,7 @@ class SmallRunner:
         folder.mkdir(exist_ok=True)
         self.work_dir, self.epoch, self.weight = str(folder), 0, torch.zeros(50)
         self.logger = logging.getLogger("small")
-        self._train_loop = object.__new__(EpochBasedTrainLoop)
+        self.train_loop = self._train_loop = object.__new__(EpochBasedTrainLoop)
         self.hook = CheckpointHook(
             1, max_keep_ckpts=1, save_best=["mAP", "loss"], final_name="final.pth", published_keys="state_dict"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def train(values: dict[str, Any], folder: str) -> list[tuple[float, bool]]:
     from engine import engine_toys  # noqa: F401  registers the toy
 
     torch.set_num_threads(1)
-    model = load_tool().train(Config(values), Path(folder, "last.pth"))
+    # What a process prints may go wherever the one that started it printed first.
+    with open(Path(folder, f"printed_{distributed.get_rank()}.txt"), "w") as file, redirect_stdout(file):
+        model = load_tool().train(Config(values), Path(folder, "last.pth"))
     runner = Runner.from_cfg(Config({**values, "work_dir": f"{folder}/runner", "launcher": "pytorch"}))
     runner.train()
     state, other = model.state_dict(), runner.model.module.state_dict()
