@@ -28,6 +28,7 @@ from detkit.engine.dataloader import build_dataloader
 from detkit.engine.evaluation import build_evaluator
 from detkit.engine.hooks.hook import overridden_stages
 from detkit.engine.hooks.memory_format import wants_channels_last
+from detkit.engine.inner_model import inner_model
 from detkit.engine.log_processor import LogProcessor
 from detkit.engine.optim import build_optim_wrapper
 from detkit.engine.parallel import FSDP, revert_sync_batchnorm, use_full_states, wrap_model
@@ -137,11 +138,11 @@ class PartBuilder(mmengine_runner.Runner):
             names = self.cfg.get(key)
             if names is not None:
                 self.logger.info("%s: %s", key, names)
-                change(_inner(self.model), names)
+                change(inner_model(self.model), names)
 
     def _compile(self) -> None:
         """Compile what the config's ``compile`` says; mmengine compiles ``train_step``, in pieces."""
-        names = compile_model(_inner(self.model), self.cfg.get("compile"), self.device)
+        names = compile_model(inner_model(self.model), self.cfg.get("compile"), self.device)
         if names:
             self.logger.info(
                 "compiling %s: the first iterations, and those with new shapes, are slow", ", ".join(names)
@@ -308,7 +309,3 @@ class PartBuilder(mmengine_runner.Runner):
         cfg["name"] = self._experiment_name
         with building("visualizer", cfg):
             return VISUALIZERS.build(cfg)
-
-
-def _inner(model: Any) -> Any:
-    return model.module if is_model_wrapper(model) else model

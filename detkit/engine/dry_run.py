@@ -9,10 +9,10 @@ from itertools import islice
 from typing import Any
 
 import torch
-from mmengine.model import is_model_wrapper
 
 from detkit.engine.evaluation import EvaluationPart, evaluation_mode, evaluation_parts
 from detkit.engine.hooks.hook import Hook
+from detkit.engine.inner_model import inner_model
 from detkit.engine.runner import Runner
 from detkit.engine.val_loss import ValidationLoss
 
@@ -83,7 +83,7 @@ def _hooks(hooks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe(runner: Any) -> list[str]:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = inner_model(runner.model)
     parameters = list(model.parameters())
     trained = sum(one.numel() for one in parameters if one.requires_grad)
     loader, loop = runner.train_dataloader, runner.train_loop

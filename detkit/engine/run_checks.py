@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
 
 from detkit.engine.evaluation import evaluation_parts
+from detkit.engine.inner_model import inner_model
 from detkit.engine.labels import check_heads, check_metric, check_same_classes, class_difference, classes_of, label_map
 
 __all__ = ["check_evaluation", "check_loaded_weights", "check_training"]
@@ -23,7 +23,7 @@ def check_training(runner: Any) -> None:
         ValueError: With both class lists or counts, and their config paths.
     """
     dataset = runner.train_dataloader.dataset
-    check_heads(_inner(runner), dataset, _TRAIN)
+    check_heads(inner_model(runner.model), dataset, _TRAIN)
     if runner.val_loop is None:
         return
     check_evaluation(runner, "val", runner.val_loop)
@@ -44,7 +44,7 @@ def check_evaluation(runner: Any, kind: str, loop: Any) -> None:
     """
     for part in evaluation_parts(loop, kind):
         dataset = part.dataloader.dataset
-        check_heads(_inner(runner), dataset, f"{part.path}.dataset")
+        check_heads(inner_model(runner.model), dataset, f"{part.path}.dataset")
         for metric in part.evaluator.metrics:
             check_metric(metric, dataset, part.path.replace("dataloader", "evaluator"))
 
@@ -77,7 +77,3 @@ def check_loaded_weights(runner: Any, checkpoint: Mapping[str, Any], path: str) 
 
 def _classes(dataset: Any) -> list[str] | None:
     return (label_map(dataset) or {}).get("classes")
-
-
-def _inner(runner: Any) -> Any:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from mmengine.logging import MMLogger
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
 from rich.console import Console
 from torch import nn
@@ -39,6 +38,7 @@ from detkit.engine.environment import (
     select_device,
     set_float32_precision,
 )
+from detkit.engine.inner_model import inner_model
 from detkit.engine.optim import OptimWrapper
 from detkit.engine.parallel import sync_buffers
 from detkit.engine.resume import checkpoint_to_resume
@@ -324,7 +324,7 @@ class Runner(PartBuilder):
         """Load weights from a file or URL, and say what did not fit; see ``detkit.checkpoints.load_weights``."""
         checkpoint = open_checkpoint(filename, map_location, broadcast_from_rank0=True)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        report = load_weights(_inner(self.model), checkpoint, strict, revise_keys, key_matching, str(filename))
+        report = load_weights(inner_model(self.model), checkpoint, strict, revise_keys, key_matching, str(filename))
         self._has_loaded = True
         level = self.logger.info if report.complete else self.logger.warning
         level("%s: %s", filename, report)
@@ -344,7 +344,7 @@ class Runner(PartBuilder):
         All processes must call it; the first one writes.
         """
         self.call_hook("before_capture")
-        sync_buffers(_inner(self.model))
+        sync_buffers(inner_model(self.model))
         if isinstance(self.model, DistributedDataParallel) and isinstance(self.optim_wrapper, OptimWrapper):
             self.optim_wrapper.share_begun_window()
         done = {"epoch": self.epoch + by_epoch, "iter": self.iter + (not by_epoch), **(meta or {})}
@@ -352,7 +352,3 @@ class Runner(PartBuilder):
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
         if self.rank == 0:
             save_checkpoint_file(checkpoint, Path(out_dir, filename))
-
-
-def _inner(model: Any) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from detkit.checkpoints import load_weights
 from detkit.engine.distributed import all_gather
 from detkit.engine.hooks.ema import EMAHook
 from detkit.engine.hooks.hook import Hook
+from detkit.engine.inner_model import inner_model
 from detkit.engine.labels import check_same_classes, classes_of, label_map
 from detkit.engine.schedulers import restore_schedulers, schedulers_state
 from detkit.engine.seeding import rng_state, set_rng_state
@@ -39,7 +39,7 @@ def capture(runner: Any, meta: Mapping[str, Any], optimizer: bool, schedulers: b
         ``meta``, ``state_dict``, ``message_hub``, ``rng``, ``position``, ``hooks`` and, if wanted, ``optimizer``,
         ``param_schedulers``.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = inner_model(runner.model)
     dataset = runner.train_dataloader.dataset
     hub = runner.message_hub
     position = runner.train_loop.state_dict() if hasattr(runner.train_loop, "state_dict") else {}
@@ -86,7 +86,7 @@ def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
     _check_average(runner, checkpoint, path)
     position = _position(runner, checkpoint, path)
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = inner_model(runner.model)
     load_weights(model, checkpoint, strict=True, name=path)
     try:
         runner.optim_wrapper.load_state_dict(checkpoint["optimizer"])

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.model import is_model_wrapper
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from detkit.engine.annotation_frame import loads_in_original_frame, to_network_frame
 from detkit.engine.distributed import all_gather
+from detkit.engine.inner_model import inner_model
 
 __all__ = ["ValidationLoss", "without_losses"]
 
@@ -34,7 +34,7 @@ class ValidationLoss:
     """
 
     def __init__(self, model: nn.Module, dataloader: Any, source: str) -> None:
-        inner: Any = model.module if is_model_wrapper(model) else model
+        inner = inner_model(model)
         self._model = inner
         self._source = source
         self._rescale = loads_in_original_frame(dataloader.dataset, f"{source}.dataset.pipeline")

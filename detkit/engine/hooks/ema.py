@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.model import is_model_wrapper
 from torch import nn
 
 from detkit.checkpoints import load_weights
 from detkit.engine.hooks.hook import Hook
+from detkit.engine.inner_model import inner_model
 from detkit.engine.optim.averaging import swap_weights
 from detkit.engine.parallel import sync_buffers
 from detkit.registry import HOOKS, MODELS, building, where
@@ -99,7 +99,7 @@ class EMAHook(Hook):
         begin, end = (self.begin_epoch, runner.max_epochs) if self.begin_epoch else (self.begin_iter, runner.max_iters)
         if begin > end:
             raise ValueError(f"{type(self).__name__}: the average would begin at {begin}, and the run ends at {end}")
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = inner_model(runner.model)
         self._source = model
         with building(self.path, self.ema_cfg):
             self.averaged = MODELS.build(self.ema_cfg, default_args={"model": model})

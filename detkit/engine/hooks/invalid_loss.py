@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from detkit.checkpoints import save_checkpoint_file
 from detkit.engine.batch_contents import image_names, impossible_boxes
@@ -20,6 +19,7 @@ from detkit.engine.distributed import all_gather, is_distributed
 from detkit.engine.hooks.ema import EMAHook
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.hooks.logger import LoggerHook
+from detkit.engine.inner_model import inner_model
 from detkit.engine.optim.skipping import either
 from detkit.registry import HOOKS
 
@@ -218,13 +218,13 @@ class CheckInvalidLossHook(Hook):
         return _message(step.iteration, bad, len(accounts))
 
     def _keep_buffers(self, runner: Any, done: int) -> None:
-        own = {name: buffer for name, buffer in _inner(runner.model).named_buffers() if buffer.is_floating_point()}
+        own = {name: buffer for name, buffer in inner_model(runner.model).named_buffers() if buffer.is_floating_point()}
         self._buffers = (done, {name: buffer.detach().clone() for name, buffer in own.items()})
 
     def _mend_buffers(self, runner: Any, iteration: int) -> dict[str, Tensor]:
         """Take spoilt buffers back to the last look; returns the state with which to repeat the step."""
         done, kept = self._buffers
-        model = _inner(runner.model)
+        model = inner_model(runner.model)
         for name, buffer in model.named_buffers():
             if name in kept:
                 buffer.copy_(torch.where(torch.isfinite(buffer), buffer, kept[name]))
@@ -240,10 +240,6 @@ class CheckInvalidLossHook(Hook):
 def _wrappers(runner: Any) -> list[Any]:
     wrapper = runner.optim_wrapper
     return list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-
-
-def _inner(model: Any) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 def _is_bad(loss: Tensor) -> Tensor | bool:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from torch import nn
 
 from detkit.engine.batch_norm import training_batch_norms, update_bn_stats
 from detkit.engine.data_stream import DataStream, Position
 from detkit.engine.hooks.hook import Hook
+from detkit.engine.inner_model import inner_model
 from detkit.engine.seeding import derive_seed, fenced_random_numbers
 from detkit.events import EventStorage
 from detkit.registry import HOOKS, building, where
@@ -62,7 +62,7 @@ class PreciseBNHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Load the data, so that an error in its config costs no training."""
-        model = _inner(runner)
+        model = inner_model(runner.model)
         model.train()  # as the loop does next; trunks keep some of their batch norms frozen there
         if self._has_layers(runner, model):
             with fenced_random_numbers():
@@ -75,7 +75,7 @@ class PreciseBNHook(Hook):
 
     def estimate(self, runner: Any) -> None:
         """Set the statistics for the weights that the model has now."""
-        model = _inner(runner)
+        model = inner_model(runner.model)
         if not self._has_layers(runner, model):
             return
         wrapper = runner.optim_wrapper
@@ -120,7 +120,3 @@ class PreciseBNHook(Hook):
                 # Random states of numpy, which samplers use, take 32 bits.
                 self._stream = DataStream(runner.build_dataloader(cfg, seed & 0x7FFFFFFF), seed)
         return self._stream
-
-
-def _inner(runner: Any) -> Any:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
+from detkit.engine.inner_model import inner_model
 from detkit.registry import MODELS
 
 __all__ = [
@@ -292,7 +292,7 @@ def _positive(owner: nn.Module, name: str, value: int) -> int:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    inner: Any = model.module if is_model_wrapper(model) else model
+    inner = inner_model(model)
     return getattr(inner, "_orig_mod", inner)
 
 

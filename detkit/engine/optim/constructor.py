@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from torch import nn
 
 from detkit.engine.dataloader import build_function
+from detkit.engine.inner_model import inner_model
 from detkit.engine.optim.param_groups import describe_param_groups, reduce_param_groups
 from detkit.engine.optim.param_rules import RULE_KEYS, param_groups
 from detkit.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS, build, building, check_keys, find
@@ -59,7 +59,7 @@ class DefaultOptimWrapperConstructor:
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the wrapped optimizer of ``model``."""
-        inner: Any = model.module if is_model_wrapper(model) else model
+        inner = inner_model(model)
         params: Any = self._groups(inner) if self.has_rules else list(inner.parameters())
         optimizer = build({**self.optimizer_cfg, **self._kernels(inner)}, OPTIMIZERS, params=params)
         frozen = sum(not parameter.requires_grad for parameter in inner.parameters())
