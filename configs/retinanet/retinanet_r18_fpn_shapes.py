@@ -6,10 +6,11 @@ python tools/train.py configs/retinanet/retinanet_r18_fpn_shapes.py
 `make test-slow` holds it at 0.50 or more within 6 minutes, and the same twice.
 """
 
-_base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/default_runtime.py"]
-
-max_epochs = 32
-interval = max(1, max_epochs // 3)  # epochs between validations and checkpoints
+_base_ = [
+    "../_base_/datasets/shapes_detection.py",
+    "../_base_/schedules/schedule_shapes.py",
+    "../_base_/default_runtime.py",
+]
 # Anchors have the sides 2 to 3.2 strides: here 16 to 101 pixels. For larger objects add strides (64, 128).
 strides = [8, 16, 32]
 head_norm = dict(type="GN", num_groups=16)
@@ -76,30 +77,3 @@ model = dict(
         nms_pre=1000, min_bbox_size=0, score_thr=0.02, nms=dict(type="nms", iou_threshold=0.5), max_per_img=100
     ),
 )
-
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=interval)
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(
-        type="CosineAnnealingLR",
-        by_epoch=True,
-        begin=0,
-        end=max_epochs,
-        T_max=max_epochs,
-        eta_min_ratio=0.01,
-        convert_to_iter_based=True,
-    ),
-]
-optim_wrapper = dict(
-    type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=4e-3, weight_decay=0.05, fused=True),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-    clip_grad=dict(max_norm=10.0),
-)
-default_hooks = dict(
-    logger=dict(interval=20),
-    checkpoint=dict(interval=interval, save_best="coco/bbox_mAP"),
-)
-custom_hooks = [dict(type="ChannelsLastHook")]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from detkit.models.dense_heads.anchor_loss import anchor_losses
 from detkit.models.dense_heads.anchor_targets import AnchorTargets, anchor_targets, check_assigner, valid_anchors
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
+from detkit.models.dense_heads.towers import conv_tower
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -104,21 +104,9 @@ class RetinaHead(BaseModule):
         self.pos_weight = train_cfg.get("pos_weight", -1)
         self.test_cfg = DenseTestCfg.of(test_cfg)
 
-        def tower() -> nn.ModuleList:
-            return nn.ModuleList(
-                ConvModule(
-                    in_channels if index == 0 else feat_channels,
-                    feat_channels,
-                    3,
-                    padding=1,
-                    conv_cfg=conv_cfg,
-                    norm_cfg=norm_cfg,
-                )
-                for index in range(stacked_convs)
-            )
-
-        self.cls_convs = tower()
-        self.reg_convs = tower()
+        self.cls_convs, self.reg_convs = (
+            conv_tower(in_channels, feat_channels, stacked_convs, conv_cfg=conv_cfg, norm_cfg=norm_cfg) for _ in "cr"
+        )
         num_anchors = self.prior_generator.num_base_priors[0]
         features = feat_channels if stacked_convs > 0 else in_channels
         self.retina_cls = nn.Conv2d(features, num_anchors * self.cls_out_channels, 3, padding=1)

@@ -1,0 +1,49 @@
+"""The tower of convolutions that dense heads put over each level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmcv.cnn import ConvModule
+from torch import nn
+
+__all__ = ["conv_tower"]
+
+Cfg = Mapping[str, Any]
+
+
+def conv_tower(
+    in_channels: int,
+    feat_channels: int,
+    num_convs: int,
+    *,
+    conv_cfg: Cfg | None = None,
+    norm_cfg: Cfg | None = None,
+    bias: bool | str = "auto",
+    last_conv_cfg: Cfg | None = None,
+) -> nn.ModuleList:
+    """3x3 convolutions of one width, each with norm and ReLU.
+
+    Args:
+        in_channels: Channels of the level.
+        feat_channels: Channels of each convolution.
+        num_convs: Their number; 0 makes an empty tower.
+        conv_cfg: Convolution layers.
+        norm_cfg: Norm layers; None has none.
+        bias: Whether convolutions have a bias; ``auto`` where no norm follows.
+        last_conv_cfg: Layer of the last convolution, such as ``dict(type='DCNv2')``; None is ``conv_cfg``.
+    """
+    last = num_convs - 1
+    return nn.ModuleList(
+        ConvModule(
+            in_channels if index == 0 else feat_channels,
+            feat_channels,
+            3,
+            padding=1,
+            bias=bias,
+            conv_cfg=last_conv_cfg if last_conv_cfg is not None and index == last else conv_cfg,
+            norm_cfg=norm_cfg,
+        )
+        for index in range(num_convs)
+    )
