@@ -6,11 +6,7 @@ python tools/train.py configs/retinanet/retinanet_r18_fpn_shapes.py
 `make test-slow` holds it at 0.50 or more within 6 minutes, and the same twice.
 """
 
-_base_ = [
-    "../_base_/datasets/shapes_detection.py",
-    "../_base_/schedules/schedule_shapes.py",
-    "../_base_/default_runtime.py",
-]
+_base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/schedules/schedule_shapes.py"]
 # Anchors have the sides 2 to 3.2 strides: here 16 to 101 pixels. For larger objects add strides (64, 128).
 strides = [8, 16, 32]
 head_norm = dict(type="GN", num_groups=16)

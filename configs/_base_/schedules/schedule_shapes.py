@@ -1,4 +1,9 @@
-"""32 epochs of AdamW from scratch on the embedded example data: warm-up over 100 iterations, then half a cosine."""
+"""Runtime and schedule of the example data: 32 epochs of AdamW from scratch, warm-up over 100 iterations, half a cosine.
+
+Takes default_runtime.py, whose hooks it sets; a config needs no other base beside its data.
+"""
+
+_base_ = "../default_runtime.py"
 
 max_epochs = 32
 interval = max(1, max_epochs // 3)  # epochs between validations and checkpoints
