@@ -1,4 +1,4 @@
-"""Runtime and schedule of the example data: 32 epochs of AdamW from scratch, warm-up over 100 iterations, half a cosine.
+"""Runtime and schedule of the example data: 32 epochs of AdamW from scratch, warm-up, half a cosine.
 
 Takes default_runtime.py, whose hooks it sets; a config needs no other base beside its data.
 """
