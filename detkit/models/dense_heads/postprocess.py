@@ -53,13 +53,13 @@ class DenseTestCfg:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The K best (prior, class) pairs of each image; rows below the threshold score 0 at most.
+    """The K best (prior, class) pairs of each image.
 
     Attributes:
-        scores: (N, K).
+        scores: (N, K), score factors multiplied in.
         labels: (N, K).
         boxes: (N, K, 4).
-        kept: (N, K) bool, above the score threshold.
+        kept: (N, K) bool, class score above the threshold.
     """
 
     scores: Tensor
@@ -74,18 +74,24 @@ def select_candidates(
     priors: Sequence[Tensor],
     decode: Callable[[Tensor, Tensor], Tensor],
     cfg: DenseTestCfg,
+    score_factors: Sequence[Tensor] | None = None,
 ) -> Candidates:
     """Choose before decoding: the best pairs of each level, over the whole batch at once.
 
+    Class scores choose: ``nms_pre`` and ``score_thr`` look at them alone. What is chosen then scores the product
+    with its factor.
+
     Args:
         scores: Per level (N, A_l, C) in [0, 1].
-        predictions: Per level (N, A_l, 4) encoded boxes.
-        priors: Per level (A_l, 4).
-        decode: ``(priors, predictions) -> boxes``, over leading dimensions.
+        predictions: Per level (N, A_l, E) encoded boxes.
+        priors: Per level (A_l, P).
+        decode: ``(priors (N, K, P), predictions (N, K, E)) -> boxes (N, K, 4)``.
         cfg: Thresholds.
+        score_factors: Per level (N, A_l) in [0, 1], how well the box of each prior fits: centerness, IoU.
     """
-    chosen_scores, chosen_labels, chosen_predictions, chosen_priors = [], [], [], []
-    for level_scores, level_predictions, level_priors in zip(scores, predictions, priors, strict=True):
+    chosen_scores, chosen_labels, chosen_predictions, chosen_priors, chosen_factors = [], [], [], [], []
+    factors = [None] * len(scores) if score_factors is None else score_factors
+    for level_scores, level_predictions, level_priors, factor in zip(scores, predictions, priors, factors, strict=True):
         num_classes = level_scores.shape[2]
         flat = level_scores.flatten(1)
         count = flat.shape[1] if cfg.nms_pre is None or cfg.nms_pre < 0 else min(cfg.nms_pre, flat.shape[1])
@@ -96,9 +102,14 @@ def select_candidates(
         gather = prior.unsqueeze(-1).expand(*prior.shape, level_predictions.shape[2])
         chosen_predictions.append(level_predictions.gather(1, gather))
         chosen_priors.append(level_priors[prior])
+        if factor is not None:
+            chosen_factors.append(factor.gather(1, prior))
     value = torch.cat(chosen_scores, dim=1)
+    kept = value > cfg.score_thr
+    if chosen_factors:
+        value = value * torch.cat(chosen_factors, dim=1)
     boxes = decode(torch.cat(chosen_priors, dim=1), torch.cat(chosen_predictions, dim=1))
-    return Candidates(value, torch.cat(chosen_labels, dim=1), boxes, value > cfg.score_thr)
+    return Candidates(value, torch.cat(chosen_labels, dim=1), boxes, kept)
 
 
 def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

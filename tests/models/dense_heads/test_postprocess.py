@@ -1,10 +1,10 @@
-"""filter_scores_and_topk: by hand, equal scores, everything kept, MMDetection 3.3.0."""
+"""Candidates and what is chosen of them: by hand, equal scores, everything kept, MMDetection 3.3.0."""
 
 import pytest
 import torch
 from reference import arguments, assert_same, cases
 
-from detkit.models.dense_heads.postprocess import _top, filter_scores_and_topk
+from detkit.models.dense_heads.postprocess import DenseTestCfg, _top, filter_scores_and_topk, select_candidates
 
 SCORES = torch.tensor([[0.1, 0.9], [0.6, 0.6], [0.3, 0.0]])
 
@@ -43,3 +43,21 @@ def test_the_best_of_a_level_and_of_equal_scores_the_first(dtype):
     value, index = _top(scores, 4)
     assert index.tolist() == [[1, 3, 4, 0], [0, 1, 2, 3]]
     assert torch.equal(value, scores.gather(1, index))
+
+
+def test_class_scores_choose_and_factors_only_multiply():
+    """The best two by class score stay although a third has a better product; the threshold is on class scores too."""
+    scores = torch.tensor([[[0.9], [0.8], [0.7]]])
+    factors = torch.tensor([[0.1, 0.5, 1.0]])
+    priors = torch.arange(6.0).view(3, 2)
+    found = select_candidates(
+        [scores, scores[:, :1] / 10],
+        [torch.zeros(1, 3, 5), torch.zeros(1, 1, 5)],
+        [priors, priors[:1]],
+        lambda chosen, predictions: torch.cat([chosen, predictions[..., :2]], dim=-1),
+        DenseTestCfg(nms_pre=2, score_thr=0.2),
+        [factors, factors[:, 2:]],
+    )
+    torch.testing.assert_close(found.scores, torch.tensor([[0.09, 0.4, 0.09]]))
+    assert found.kept.tolist() == [[True, True, False]]
+    assert found.boxes[..., :2].tolist() == [[[0, 1], [2, 3], [0, 1]]]
