@@ -1,4 +1,4 @@
-"""Every shipped config builds: its model, optimizer and schedules, and each schedule as a run."""
+"""Every shipped schedule trains."""
 
 from __future__ import annotations
 
@@ -8,23 +8,11 @@ import pytest
 from engine.engine_toys import toy_config
 
 from detkit.config import load
-from detkit.engine import Runner, build_optim_wrapper, build_schedulers, run_length
+from detkit.engine import Runner, build_optim_wrapper, build_schedulers
 from detkit.registry import MODELS
 
 ROOT = Path(__file__).parents[2] / "configs"
-SHIPPED = sorted(path for path in ROOT.rglob("*.py") if "_base_" not in path.parts)
 SCHEDULES = sorted((ROOT / "_base_" / "schedules").glob("*.py"))
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
-def test_a_shipped_config_builds(path):
-    cfg = load(path)
-    optimizer = build_optim_wrapper(MODELS.build(cfg.model), cfg.optim_wrapper)
-    length = run_length(cfg.train_cfg, epoch=1000)
-    schedulers = build_schedulers(cfg.param_scheduler, optimizer, max_iters=length.iters, epoch_length=1000)
-    assert len(schedulers) >= 1
-    # every run begins with a warm-up
-    assert 0 < optimizer.get_lr()["lr"][0] < cfg.optim_wrapper.optimizer.lr
 
 
 @pytest.mark.parametrize("path", SCHEDULES, ids=[path.stem for path in SCHEDULES])
@@ -37,6 +25,9 @@ def test_a_shipped_schedule_trains(path, tmp_path):
     (tmp_path / "toy.py").write_text("\n".join(lines))
     cfg = load(tmp_path / "toy.py")
     cfg.test_cfg = None
+    if "default_hooks" in cfg:
+        # The toy has no pictures, and a metric of its own.
+        cfg.default_hooks.update(visualization=None, checkpoint=None)
     base = cfg.optim_wrapper.optimizer.lr
     by_iterations = "max_iters" in cfg.train_cfg
     cfg.train_cfg.update({"max_iters": 2} if by_iterations else {"max_epochs": 1})
