@@ -11,6 +11,7 @@ the median of the ratios of the pairs, and on how many of the priors both agree.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -230,13 +231,15 @@ def fcos_loss(num_gts: int, device: str) -> Case:
     from torchvision.models.detection import fcos_resnet50_fpn
 
     from detkit.losses import CrossEntropyLoss, FocalLoss, GIoULoss
-    from detkit.models.dense_heads.fcos_loss import fcos_losses, fcos_targets
-    from detkit.task_modules import MlvlPointGenerator
+    from detkit.models.dense_heads.fcos_loss import fcos_losses
+    from detkit.models.dense_heads.point_targets import point_targets
+    from detkit.task_modules import FCOSAssigner, MlvlPointGenerator, PseudoSampler
 
     levels = MlvlPointGenerator(list(STRIDES)).grid_priors(level_sizes(PADDED), device=device, with_stride=True)
     points, truth = torch.cat(levels), objects(num_gts, PADDED, 80, device)
     bounds = (-1.0, 64.0, 128.0, 256.0, 512.0, 1e8)
-    ranges = torch.cat([points.new_tensor(bounds[i : i + 2]).expand(len(p), 2) for i, p in enumerate(levels)])
+    assigner = FCOSAssigner(list(itertools.pairwise(bounds)), center_sample_radius=1.5)
+    counts = [len(level) for level in levels]
     logits, raw, central = predictions(len(points), (80, 4, 1), device)
     parts = FocalLoss(), GIoULoss(), CrossEntropyLoss(use_sigmoid=True)
     model = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=80)
@@ -246,12 +249,12 @@ def fcos_loss(num_gts: int, device: str) -> Case:
     head = {"cls_logits": logits, "bbox_ctrness": central}
 
     def ours() -> Any:
-        targets = fcos_targets(points[:, :2], ranges, truth, 80, points[:, 2], center_sample_radius=1.5)
-        losses = fcos_losses(logits, raw.relu(), central.squeeze(2), targets, *parts, strides=points[:, 2])
+        targets = point_targets(points, truth, assigner, PseudoSampler(), 80, 8, {"num_level_priors": counts})
+        distances = raw.relu() * points[:, 2:3]
+        losses = fcos_losses(logits, distances, central.squeeze(2), points, targets, *parts, normed=True)
         return backward(sum(losses.values()), logits, raw, central)
 
     def yardstick() -> Any:
-        counts = [len(level) for level in levels]
         losses = model.compute_loss(labelled, {**head, "bbox_regression": raw.relu()}, anchors, counts)
         return backward(sum(losses.values()), logits, raw, central)
 

@@ -258,16 +258,27 @@ def uniform() -> Any:
     return picture(config, by_level(titles, middles(by_size), result.gt_inds[0], priors), outline="one of the anchors")
 
 
-def point() -> Any:
+def on_points(config: dict[str, Any], columns: int, **inputs: Any) -> Any:
+    """Points of all levels, of which the assigner sees x, y and this many columns in all."""
     import torch
 
     from detkit.task_modules import MlvlPointGenerator
 
-    config = {"type": "PointAssigner", "scale": 4, "pos_num": 3}
     levels = MlvlPointGenerator(list(STRIDES)).grid_priors(CELLS, with_stride=True)
-    result = assign(config, torch.cat(levels)[:, :3])
+    result = assign(config, torch.cat(levels)[:, :columns], **inputs)
     titles = [f"stride {stride}" for stride in STRIDES]
     return picture(config, by_level(titles, [level[:, :2] for level in levels], result.gt_inds[0]))
+
+
+def fcos() -> Any:
+    ranges = [(-1, 64), (64, 128), (128, 256)][: len(STRIDES)]
+    config = {"type": "FCOSAssigner", "regress_ranges": ranges, "center_sample_radius": 1.5}
+    return on_points(config, columns=4, num_level_priors=NUM_CELLS)
+
+
+def fovea() -> Any:
+    config = {"type": "FoveaAssigner", "scale_ranges": [(16, 64), (32, 128), (64, 256)], "sigma": 0.4}
+    return on_points(config, columns=4, featmap_sizes=CELLS)
 
 
 def of_boxes(title: str, boxes: Any, gt_inds: Any) -> Any:
@@ -331,7 +342,9 @@ CASES: dict[str, Callable[[], Any]] = {
     "UniformAssigner": uniform,
     "RegionAssigner": region,
     "CenterRegionAssigner": center_region,
-    "PointAssigner": point,
+    "PointAssigner": lambda: on_points({"type": "PointAssigner", "scale": 4, "pos_num": 3}, columns=3),
+    "FCOSAssigner": fcos,
+    "FoveaAssigner": fovea,
     "SimOTAAssigner": lambda: on_predictions({"type": "SimOTAAssigner", "candidate_topk": 10}, points=True),
     "DynamicSoftLabelAssigner": lambda: on_predictions(
         {"type": "DynamicSoftLabelAssigner", "topk": 13}, logits=True, points=True

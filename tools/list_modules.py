@@ -99,6 +99,8 @@ EXAMPLES: dict[str, Any] = {
         [(10, 13), (16, 30), (33, 23)],
     ],
     "ATSSAssigner.topk": 9,
+    "FoveaAssigner.scale_ranges": [(8, 32), (16, 64), (32, 128), (64, 256), (128, 512)],
+    "FCOSAssigner.regress_ranges": [(-1, 64), (64, 128), (128, 256), (256, 512), (512, 1e8)],
     "TaskAlignedAssigner.topk": 13,
     "TopkHungarianAssigner.topk": 8,
     "HungarianAssigner.match_costs": [

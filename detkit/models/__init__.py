@@ -2,14 +2,18 @@
 
 from detkit.models.backbones import ResNet
 from detkit.models.data_preprocessor import DetDataPreprocessor
-from detkit.models.dense_heads import RetinaHead
-from detkit.models.detectors import RetinaNet, SingleStageDetector
+from detkit.models.dense_heads import FCOSHead, FoveaHead, RetinaHead
+from detkit.models.detectors import FCOS, FOVEA, RetinaNet, SingleStageDetector
 from detkit.models.necks import FPN
 from detkit.models.pretrained import PretrainedInit
 
 __all__ = [
+    "FCOS",
+    "FOVEA",
     "FPN",
     "DetDataPreprocessor",
+    "FCOSHead",
+    "FoveaHead",
     "PretrainedInit",
     "ResNet",
     "RetinaHead",

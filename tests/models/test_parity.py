@@ -1,4 +1,4 @@
-"""RetinaHead and RetinaNet against MMDetection 3.3.0: losses, gradients, features, predictions."""
+"""Dense heads and one-stage detectors against MMDetection 3.3.0: losses, gradients, features, predictions."""
 
 import math
 
@@ -9,8 +9,22 @@ from reference import arguments, assert_same, cases, load_weights
 from detkit.registry import MODELS
 from detkit.structures import DetDataSample
 
-HEADS = [*cases("dense_heads/RetinaHead")]
-DETECTORS = [*cases("detectors/RetinaNet")]
+HEADS = ["FCOSHead", "FCOSHeadPlus", "FoveaHead", "RetinaHead", "RetinaHeadDecoded"]
+# Detections of an image that may be others, with the reason.
+DETECTORS = {
+    "FCOS": 0,
+    # In the second image six candidates of equal, saturated score (1 - 7e-7) compete for the last four of 100
+    # places, and one rounding step decides which of two large boxes come in.
+    "RetinaNet": 2,
+}
+HEAD_CASES = [
+    pytest.param(case.values[0], id=f"{name}-{case.id}") for name in HEADS for case in cases(f"dense_heads/{name}")
+]
+DETECTOR_CASES = [
+    pytest.param(case.values[0], unsettled, id=f"{name}-{case.id}")
+    for name, unsettled in DETECTORS.items()
+    for case in cases(f"detectors/{name}")
+]
 
 
 def gradient_norms(losses, module, features=()):
@@ -24,14 +38,16 @@ def gradient_norms(losses, module, features=()):
 
 def assert_losses(actual, expected, rtol, atol):
     """MMDetection lists losses per level; detkit has their sum."""
-    for name, per_level in expected.items():
-        assert_same(actual[name].detach(), sum(per_level), rtol, atol, name)
+    for name, wanted in expected.items():
+        total = sum(wanted) if isinstance(wanted, list) else wanted
+        assert_same(actual[name].detach(), total, rtol, atol, name)
 
 
 def assert_norms(actual, expected, rtol, atol):
-    assert actual.keys() == expected.keys()
-    for name, norm in expected.items():
-        assert actual[name] == pytest.approx(norm, rel=rtol, abs=atol), name
+    """Where no gradient reaches a parameter of the reference, it is zero here."""
+    assert actual.keys() >= expected.keys()
+    for name, norm in actual.items():
+        assert norm == pytest.approx(expected.get(name, 0.0), rel=rtol, abs=atol), name
 
 
 def assert_detections(actual, expected, score_atol, box_atol, unsettled=0):
@@ -52,8 +68,8 @@ def assert_detections(actual, expected, score_atol, box_atol, unsettled=0):
         unmatched = torch.cat([unmatched[: close.int().argmax()], unmatched[close.int().argmax() + 1 :]])
 
 
-@pytest.mark.parametrize("case", HEADS)
-def test_retina_head(case):
+@pytest.mark.parametrize("case", HEAD_CASES)
+def test_head(case):
     head = MODELS.build(case["config"])
     load_weights(head, case)
     inputs = arguments(case["inputs"])
@@ -77,8 +93,8 @@ def test_retina_head(case):
         assert_same(out, expected["out"], 1e-3, 1e-4)
 
 
-@pytest.mark.parametrize("case", DETECTORS)
-def test_retinanet(case):
+@pytest.mark.parametrize(("case", "unsettled"), DETECTOR_CASES)
+def test_detector(case, unsettled):
     model = MODELS.build(case["config"])
     load_weights(model, case)
     inputs = arguments(case["inputs"])
@@ -112,7 +128,5 @@ def test_retinanet(case):
         results = model.predict(batch, samples, rescale=rescale)
         for sample, wanted in zip(results, expected["predictions"], strict=True):
             assert isinstance(sample, DetDataSample)
-            # In the second image six candidates of equal, saturated score (1 - 7e-7) compete for the last four
-            # of 100 places, and one rounding step decides which of two large boxes come in.
-            assert_detections(sample.pred_instances, wanted, 1e-3, 5e-2, unsettled=2)
+            assert_detections(sample.pred_instances, wanted, 1e-3, 5e-2, unsettled)
     assert math.isfinite(batch.sum().item())

@@ -13,12 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from detkit.losses import CrossEntropyLoss, FocalLoss, GIoULoss, L1Loss
 from detkit.models.dense_heads import RetinaHead
 from detkit.models.dense_heads.anchor_targets import AnchorTargets
-from detkit.models.dense_heads.fcos_loss import fcos_losses, fcos_targets
+from detkit.models.dense_heads.fcos_loss import fcos_losses
+from detkit.models.dense_heads.point_targets import point_targets
 from detkit.models.dense_heads.rpn_loss import rpn_losses
 from detkit.models.roi_heads.fast_rcnn_loss import fast_rcnn_losses
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
-from detkit.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder, MlvlPointGenerator
+from detkit.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder, FCOSAssigner, MlvlPointGenerator, PseudoSampler
 
 # The first two images have objects, the other two none: the processes count very different numbers.
 OBJECTS = ([[4.0, 4, 30, 34], [20, 10, 60, 50], [8, 8, 24, 24]], [[2.0, 2, 62, 60]], [], [])
@@ -70,17 +71,20 @@ class FCOS(nn.Module):
         self.centerness = nn.Parameter(torch.randn(4, 64, generator=generator))
 
     def forward(self, images: list[int]) -> Tensor:
-        (points,) = MlvlPointGenerator([8]).grid_priors([(8, 8)])
-        ranges = torch.tensor([[-1.0, 64.0]]).expand(64, 2)
-        targets = fcos_targets(points, ranges, GroundTruth.from_instances([truth_of(i) for i in images]), 3)
+        (points,) = MlvlPointGenerator([8]).grid_priors([(8, 8)], with_stride=True)
+        truth = GroundTruth.from_instances([truth_of(i) for i in images])
+        rule = FCOSAssigner([(-1, 64)]), PseudoSampler()
+        targets = point_targets(points, truth, *rule, 3, 8, {"num_level_priors": [64]})
         losses = fcos_losses(
             self.logits[images],
             self.distances[images].exp() * 8,
             self.centerness[images],
+            points,
             targets,
             FocalLoss(),
             GIoULoss(),
             CrossEntropyLoss(use_sigmoid=True),
+            normed=False,
         )
         return sum(losses.values())
 

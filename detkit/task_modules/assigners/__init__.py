@@ -6,6 +6,8 @@ from detkit.task_modules.assigners.atss_assigner import ATSSAssigner
 from detkit.task_modules.assigners.batched import assign_batch, needed_inputs
 from detkit.task_modules.assigners.center_region_assigner import CenterRegionAssigner
 from detkit.task_modules.assigners.dynamic_soft_label_assigner import DynamicSoftLabelAssigner
+from detkit.task_modules.assigners.fcos_assigner import FCOSAssigner
+from detkit.task_modules.assigners.fovea_assigner import FoveaAssigner
 from detkit.task_modules.assigners.grid_assigner import GridAssigner
 from detkit.task_modules.assigners.hungarian_assigner import HungarianAssigner
 from detkit.task_modules.assigners.max_iou_assigner import MaxIoUAssigner
@@ -24,6 +26,8 @@ __all__ = [
     "BatchAssignResult",
     "CenterRegionAssigner",
     "DynamicSoftLabelAssigner",
+    "FCOSAssigner",
+    "FoveaAssigner",
     "GridAssigner",
     "HungarianAssigner",
     "MaxIoUAssigner",

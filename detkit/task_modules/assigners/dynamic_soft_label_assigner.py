@@ -52,6 +52,8 @@ class DynamicSoftLabelAssigner:
         iou_calculator: Registered IoU calculator.
     """
 
+    prior_kind = "points with strides"
+
     def __init__(
         self,
         soft_center_radius: float = 3.0,

@@ -45,6 +45,8 @@ class SimOTAAssigner:
         iou_calculator: Registered IoU calculator.
     """
 
+    prior_kind = "points with strides"
+
     def __init__(
         self,
         center_radius: float = 2.5,

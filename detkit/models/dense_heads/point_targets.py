@@ -1,0 +1,108 @@
+"""What the points of a batch are to predict: assignment and sampling in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from detkit.structures.ground_truth import GroundTruth
+from detkit.task_modules import assign_batch, needed_inputs, sample_batch
+
+__all__ = ["POINT_KINDS", "PointTargets", "check_point_assigner", "point_targets", "priors_of_kind"]
+
+# What an assigner may say by ``prior_kind`` that a point is to it.
+POINT_KINDS = ("points with strides", "points", "boxes")
+
+
+class PointTargets(NamedTuple):
+    """Targets of A points in N images.
+
+    Attributes:
+        labels: (N, A) int64, ``num_classes`` for background.
+        label_weights: (N, A), 0 where nothing is learnt.
+        bboxes: (N, A, 4) of the object; a box around the point where there is none.
+        positive: (N, A) bool.
+    """
+
+    labels: Tensor
+    label_weights: Tensor
+    bboxes: Tensor
+    positive: Tensor
+
+
+def check_point_assigner(assigner: Any, offered: Collection[str], head: str) -> list[str]:
+    """What of ``offered`` the assigner asks for besides points; ``head`` is who would use it.
+
+    Raises:
+        ValueError: It assigns neither points nor boxes, or asks for more.
+    """
+    kind, name = getattr(assigner, "prior_kind", "boxes"), type(assigner).__name__
+    if kind not in POINT_KINDS:
+        raise ValueError(f"{head}: train_cfg.assigner: {name} assigns {kind}; this head has {' or '.join(POINT_KINDS)}")
+    needed = needed_inputs(assigner)
+    missing = [name for name in needed if name not in offered]
+    if missing:
+        raise ValueError(
+            f"{head}: train_cfg.assigner: {name} needs {', '.join(missing)}, which this head does not give; it has "
+            f"{', '.join(offered)}"
+        )
+    return needed
+
+
+def priors_of_kind(points: Tensor, kind: str, box_scale: float) -> Tensor:
+    """Points as an assigner of this ``prior_kind`` wants them.
+
+    Args:
+        points: (A, 4) x, y and the strides of both.
+        kind: One of POINT_KINDS.
+        box_scale: Side of the box around a point in strides, for ``boxes``.
+    """
+    if kind == "boxes":
+        half = points[:, 2:] * (box_scale / 2)
+        return torch.cat([points[:, :2] - half, points[:, :2] + half], dim=1)
+    return points if kind == "points with strides" else points[:, :3]
+
+
+def point_targets(
+    points: Tensor,
+    ground_truth: GroundTruth,
+    assigner: Any,
+    sampler: Any,
+    num_classes: int,
+    box_scale: float,
+    assigner_inputs: Mapping[str, Any],
+) -> PointTargets:
+    """Targets of all points of all images.
+
+    Args:
+        points: (A, 4) x, y and the strides of both.
+        ground_truth: Objects of the N images.
+        assigner: Registered assigner of points or boxes, batched or per image.
+        sampler: Registered sampler, batched or per image.
+        num_classes: Label of the background.
+        box_scale: Side in strides of the box that an assigner of boxes sees around each point.
+        assigner_inputs: What the assigner asks for besides.
+
+    Raises:
+        ValueError: The sampler adds objects to the points.
+    """
+    priors = priors_of_kind(points, getattr(assigner, "prior_kind", "boxes"), box_scale)
+    assigned = assign_batch(assigner, priors, ground_truth, **assigner_inputs)
+    around = priors_of_kind(points, "boxes", box_scale)
+    sampled = sample_batch(sampler, assigned, around, ground_truth)
+    if sampled.is_gt is not None:
+        raise ValueError(
+            f"train_cfg.sampler: {type(sampler).__name__} adds objects as proposals, and a dense head predicts nothing "
+            "for them; set add_gt_as_proposals=False"
+        )
+    bboxes, labels = ground_truth.matched(assigned.gt_inds, around)
+    positive = sampled.positive
+    return PointTargets(
+        labels=torch.where(positive, labels, num_classes),
+        label_weights=(positive | sampled.negative).float(),
+        bboxes=bboxes,
+        positive=positive,
+    )
