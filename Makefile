@@ -6,10 +6,13 @@ DEMO_CONFIG := configs/retinanet/retinanet_r18_fpn_shapes.py
 DEMO_DIR := work_dirs/retinanet_r18_fpn_shapes
 ARGS ?=
 
-.PHONY: demo test test-slow test-kill gpu-speed lint format clean
+.PHONY: demo train-all test test-slow test-kill gpu-speed lint format clean
 
 demo: $(VENV)/.installed ## Train, evaluate and look at a RetinaNet on the example data.
 	$(BIN)/python tools/train.py $(DEMO_CONFIG) $(ARGS)
+
+train-all: $(VENV)/.installed ## Every method on the example data, minutes each; table in docs/methods.md.
+	$(BIN)/python tools/train_all.py $(ARGS)
 
 test: $(VENV)/.dev ## All tests; at most 8 minutes on 2 cores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
