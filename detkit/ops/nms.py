@@ -22,7 +22,7 @@ __all__ = ["NMS_KINDS", "HardNMS", "NMSCfg", "batched_nms", "nms"]
 # Every box that is kept is compared with all that follow: on a CPU, groups go to the kernel a few at a time.
 CPU_CHUNK = 512
 
-Suppress = Callable[[Tensor, Tensor, Tensor, int | None], tuple[Tensor, Tensor]]
+Suppress = Callable[[Tensor, Tensor, Tensor | None, int | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from detkit.signature import nearest
 
 __all__ = ["SoftNMS", "overlaps", "soft_nms"]
 
-# A table of all weights is kept up to this size; beyond, the weights of a step are computed in it.
+# A table of all weights is made up to this size if most are used; else the weights of a step are computed in it.
 TABLE_ELEMENTS = 1 << 22
 METHODS = ("naive", "linear", "gaussian")
 
@@ -89,7 +89,7 @@ class SoftNMS:
         gone = scores < 0
         rows, columns = scores.shape
         table = None
-        if rows * columns**2 <= TABLE_ELEMENTS:
+        if rows * columns**2 <= TABLE_ELEMENTS and columns <= 4 * steps:
             table = self._weight(overlaps(boxes, boxes, self.offset)).flatten(0, 1)
             first = torch.arange(rows, device=boxes.device)[:, None] * columns
         found, picked = [], []
