@@ -1,5 +1,9 @@
 """Backbones: from images to feature maps of several resolutions."""
 
-from detkit.models.backbones.resnet import ResNet
+from detkit.models.backbones.regnet import RegNet
+from detkit.models.backbones.res2net import Res2Net
+from detkit.models.backbones.resnest import ResNeSt
+from detkit.models.backbones.resnet import ResNet, ResNetV1d
+from detkit.models.backbones.resnext import ResNeXt
 
-__all__ = ["ResNet"]
+__all__ = ["RegNet", "Res2Net", "ResNeSt", "ResNeXt", "ResNet", "ResNetV1d"]
