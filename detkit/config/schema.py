@@ -231,6 +231,7 @@ _ARGUMENTS: dict[str, Rule] = {
     "nms": _NMS,
     "norm_cfg": _built("MODELS", extra=("requires_grad",)),
     "pipeline": _PIPELINE,
+    "plugins": _fields("position", "stages", cfg=_built("MODELS", extra=("postfix",))),
     "transforms": _PIPELINE,
     "upsample_cfg": _built("MODELS", typed=False, extra=("scale_factor",)),
 }
