@@ -2,8 +2,17 @@
 
 from detkit.models.backbones import RegNet, Res2Net, ResNeSt, ResNet, ResNetV1d, ResNeXt
 from detkit.models.data_preprocessor import DetDataPreprocessor
-from detkit.models.dense_heads import FCOSHead, FoveaHead, RetinaHead
-from detkit.models.detectors import FCOS, FOVEA, RetinaNet, SingleStageDetector
+from detkit.models.dense_heads import (
+    CenterNetHead,
+    CenterNetUpdateHead,
+    FCOSHead,
+    FoveaHead,
+    FreeAnchorRetinaHead,
+    FSAFHead,
+    RetinaHead,
+    SABLRetinaHead,
+)
+from detkit.models.detectors import FCOS, FOVEA, FSAF, CenterNet, RetinaNet, SingleStageDetector
 from detkit.models.necks import FPN
 from detkit.models.pretrained import PretrainedInit
 
@@ -11,9 +20,15 @@ __all__ = [
     "FCOS",
     "FOVEA",
     "FPN",
+    "FSAF",
+    "CenterNet",
+    "CenterNetHead",
+    "CenterNetUpdateHead",
     "DetDataPreprocessor",
     "FCOSHead",
+    "FSAFHead",
     "FoveaHead",
+    "FreeAnchorRetinaHead",
     "PretrainedInit",
     "RegNet",
     "Res2Net",
@@ -23,5 +38,6 @@ __all__ = [
     "ResNetV1d",
     "RetinaHead",
     "RetinaNet",
+    "SABLRetinaHead",
     "SingleStageDetector",
 ]

@@ -9,7 +9,17 @@ from reference import arguments, assert_same, cases, load_weights
 from detkit.registry import MODELS
 from detkit.structures import DetDataSample
 
-HEADS = ["FCOSHead", "FCOSHeadPlus", "FoveaHead", "RetinaHead", "RetinaHeadDecoded"]
+HEADS = [
+    "CenterNetHead",
+    "FCOSHead",
+    "FCOSHeadPlus",
+    "FoveaHead",
+    "FreeAnchorRetinaHead",
+    "FSAFHead",
+    "RetinaHead",
+    "RetinaHeadDecoded",
+    "SABLRetinaHead",
+]
 # Detections of an image that may be others, with the reason.
 DETECTORS = {
     "FCOS": 0,
@@ -40,7 +50,7 @@ def assert_losses(actual, expected, rtol, atol):
     """MMDetection lists losses per level; detkit has their sum."""
     for name, wanted in expected.items():
         total = sum(wanted) if isinstance(wanted, list) else wanted
-        assert_same(actual[name].detach(), total, rtol, atol, name)
+        assert_same(actual[name].detach().view_as(total), total, rtol, atol, name)
 
 
 def assert_norms(actual, expected, rtol, atol):

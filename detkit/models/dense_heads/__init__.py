@@ -1,8 +1,23 @@
 """Dense heads: one prediction for each prior of each cell."""
 
+from detkit.models.dense_heads.centernet_head import CenterNetHead
+from detkit.models.dense_heads.centernet_update_head import CenterNetUpdateHead
 from detkit.models.dense_heads.fcos_head import FCOSHead
 from detkit.models.dense_heads.fovea_head import FoveaHead
+from detkit.models.dense_heads.free_anchor_retina_head import FreeAnchorRetinaHead
+from detkit.models.dense_heads.fsaf_head import FSAFHead
 from detkit.models.dense_heads.loss_normalizer import EMANormalizer
 from detkit.models.dense_heads.retina_head import RetinaHead
+from detkit.models.dense_heads.sabl_retina_head import SABLRetinaHead
 
-__all__ = ["EMANormalizer", "FCOSHead", "FoveaHead", "RetinaHead"]
+__all__ = [
+    "CenterNetHead",
+    "CenterNetUpdateHead",
+    "EMANormalizer",
+    "FCOSHead",
+    "FSAFHead",
+    "FoveaHead",
+    "FreeAnchorRetinaHead",
+    "RetinaHead",
+    "SABLRetinaHead",
+]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
-from detkit.models.dense_heads.point_targets import PointTargets
+from detkit.models.dense_heads.point_targets import PointTargets, boxes_around_origin
 from detkit.structures.boxes import bbox2distance
 
 __all__ = ["centerness", "fcos_losses"]
@@ -69,8 +69,8 @@ def fcos_losses(
     return {
         "loss_cls": loss_cls(logits.flatten(0, 1), labels, label_weights, avg_factor=num_positive),
         "loss_bbox": loss_bbox(
-            _around_origin(predicted),
-            _around_origin(wanted),
+            boxes_around_origin(predicted),
+            boxes_around_origin(wanted),
             weight=central.unsqueeze(-1).expand(-1, 4),
             avg_factor=reduce_mean(central.sum(), least=LEAST_CENTERNESS),
         ),
@@ -78,8 +78,3 @@ def fcos_losses(
             centerness_logits.flatten(), central, weight=positive.float(), avg_factor=num_positive
         ),
     }
-
-
-def _around_origin(distances: Tensor) -> Tensor:
-    """Boxes (P, 4) at ``distances`` (P, 4): of two around one point only the distances count."""
-    return torch.cat([-distances[:, :2], distances[:, 2:]], dim=1)

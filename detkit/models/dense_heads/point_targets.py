@@ -11,7 +11,14 @@ from torch import Tensor
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules import assign_batch, needed_inputs, sample_batch
 
-__all__ = ["POINT_KINDS", "PointTargets", "check_point_assigner", "point_targets", "priors_of_kind"]
+__all__ = [
+    "POINT_KINDS",
+    "PointTargets",
+    "boxes_around_origin",
+    "check_point_assigner",
+    "point_targets",
+    "priors_of_kind",
+]
 
 # What an assigner may say by ``prior_kind`` that a point is to it.
 POINT_KINDS = ("points with strides", "points", "boxes")
@@ -106,3 +113,8 @@ def point_targets(
         bboxes=bboxes,
         positive=positive,
     )
+
+
+def boxes_around_origin(distances: Tensor) -> Tensor:
+    """Boxes (P, 4) at ``distances`` (P, 4): of two around one point only the distances count."""
+    return torch.cat([-distances[:, :2], distances[:, 2:]], dim=1)

@@ -1,0 +1,74 @@
+"""SABL on RetinaNet, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/1912.04260
+
+python tools/train.py configs/sabl/sabl-retinanet_r18_fpn_shapes.py
+"""
+
+_base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/schedules/schedule_shapes.py"]
+# Squares have the side of 2 strides.
+strides = [8, 16, 32]
+head_norm = dict(type="GN", num_groups=16)
+
+model = dict(
+    type="RetinaNet",
+    data_preprocessor=dict(
+        type="DetDataPreprocessor",
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_size_divisor=32,
+    ),
+    # From scratch, so nothing is frozen and batch statistics are learnt.
+    backbone=dict(
+        type="ResNet",
+        depth=18,
+        base_channels=32,
+        # Objects reach from 16 to 70 pixels; a stage of stride 32 would see them as four cells at most.
+        num_stages=3,
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
+        out_indices=(0, 1, 2),
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=False,
+        zero_init_residual=False,
+    ),
+    neck=dict(
+        type="FPN",
+        in_channels=[32, 64, 128],
+        out_channels=64,
+        start_level=1,
+        add_extra_convs="on_output",
+        num_outs=len(strides),
+        norm_cfg=dict(type="BN", requires_grad=True),
+    ),
+    bbox_head=dict(
+        type="SABLRetinaHead",
+        num_classes=len(_base_.classes),
+        in_channels=64,
+        feat_channels=64,
+        stacked_convs=2,
+        norm_cfg=head_norm,
+        approx_anchor_generator=dict(
+            type="AnchorGenerator",
+            octave_base_scale=2,
+            scales_per_octave=3,
+            ratios=[0.5, 1.0, 2.0],
+            strides=strides,
+        ),
+        square_anchor_generator=dict(type="AnchorGenerator", ratios=[1.0], scales=[2], strides=strides),
+        bbox_coder=dict(type="BucketingBBoxCoder", num_buckets=14, scale_factor=3.0),
+        loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
+        loss_bbox_cls=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.5),
+        loss_bbox_reg=dict(type="SmoothL1Loss", beta=1.0 / 9.0, loss_weight=1.5),
+    ),
+    train_cfg=dict(
+        assigner=dict(
+            type="ApproxMaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0.0, ignore_iof_thr=-1
+        ),
+        allowed_border=-1,
+        pos_weight=-1,
+        debug=False,
+    ),
+    test_cfg=dict(
+        nms_pre=1000, min_bbox_size=0, score_thr=0.02, nms=dict(type="nms", iou_threshold=0.5), max_per_img=100
+    ),
+)
