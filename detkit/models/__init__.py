@@ -1,6 +1,16 @@
 """Models: detectors and the parts they are built of."""
 
-from detkit.models.backbones import RegNet, Res2Net, ResNeSt, ResNet, ResNetV1d, ResNeXt
+from detkit.models.backbones import (
+    PyramidVisionTransformer,
+    PyramidVisionTransformerV2,
+    RegNet,
+    Res2Net,
+    ResNeSt,
+    ResNet,
+    ResNetV1d,
+    ResNeXt,
+    SwinTransformer,
+)
 from detkit.models.data_preprocessor import DetDataPreprocessor
 from detkit.models.dense_heads import (
     CenterNetHead,
@@ -30,6 +40,8 @@ __all__ = [
     "FoveaHead",
     "FreeAnchorRetinaHead",
     "PretrainedInit",
+    "PyramidVisionTransformer",
+    "PyramidVisionTransformerV2",
     "RegNet",
     "Res2Net",
     "ResNeSt",
@@ -40,4 +52,5 @@ __all__ = [
     "RetinaNet",
     "SABLRetinaHead",
     "SingleStageDetector",
+    "SwinTransformer",
 ]

@@ -11,6 +11,7 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 
 from detkit.checkpoints import load_weights, open_checkpoint
+from detkit.checkpoints.key_matching import strip_wrapper
 
 __all__ = ["PretrainedInit"]
 
@@ -19,6 +20,8 @@ __all__ = ["PretrainedInit"]
 @WEIGHT_INITIALIZERS.register_module(name="Pretrained", force=True)
 class PretrainedInit(weight_init.PretrainedInit):
     """Starts a module from weights.
+
+    A module with a method ``convert_checkpoint(state) -> state`` is asked for the names and shapes it wants first.
 
     Args:
         checkpoint: A file or what has a scheme, such as ``torchvision://resnet50``; see
@@ -55,6 +58,9 @@ class PretrainedInit(weight_init.PretrainedInit):
             if not part:
                 raise ValueError(f"{self.checkpoint}: no weight in it starts with {prefix!r}")
             content = {**content, "state_dict": part}
+        convert = getattr(module, "convert_checkpoint", None)
+        if convert is not None:
+            content = {**content, "state_dict": convert(strip_wrapper(content["state_dict"]))}
         report = load_weights(
             module, content, revise=self.revise_keys, key_matching=self.key_matching, name=self.checkpoint
         )

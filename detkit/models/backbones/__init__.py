@@ -1,9 +1,21 @@
 """Backbones: from images to feature maps of several resolutions."""
 
+from detkit.models.backbones.pvt import PyramidVisionTransformer, PyramidVisionTransformerV2
 from detkit.models.backbones.regnet import RegNet
 from detkit.models.backbones.res2net import Res2Net
 from detkit.models.backbones.resnest import ResNeSt
 from detkit.models.backbones.resnet import ResNet, ResNetV1d
 from detkit.models.backbones.resnext import ResNeXt
+from detkit.models.backbones.swin import SwinTransformer
 
-__all__ = ["RegNet", "Res2Net", "ResNeSt", "ResNeXt", "ResNet", "ResNetV1d"]
+__all__ = [
+    "PyramidVisionTransformer",
+    "PyramidVisionTransformerV2",
+    "RegNet",
+    "Res2Net",
+    "ResNeSt",
+    "ResNeXt",
+    "ResNet",
+    "ResNetV1d",
+    "SwinTransformer",
+]
