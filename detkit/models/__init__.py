@@ -10,6 +10,7 @@ from detkit.models.backbones import (
     ResNetV1d,
     ResNeXt,
     SwinTransformer,
+    TIMMBackbone,
 )
 from detkit.models.data_preprocessor import DetDataPreprocessor
 from detkit.models.dense_heads import (
@@ -53,4 +54,5 @@ __all__ = [
     "SABLRetinaHead",
     "SingleStageDetector",
     "SwinTransformer",
+    "TIMMBackbone",
 ]

@@ -7,6 +7,7 @@ from detkit.models.backbones.resnest import ResNeSt
 from detkit.models.backbones.resnet import ResNet, ResNetV1d
 from detkit.models.backbones.resnext import ResNeXt
 from detkit.models.backbones.swin import SwinTransformer
+from detkit.models.backbones.timm_backbone import TIMMBackbone
 
 __all__ = [
     "PyramidVisionTransformer",
@@ -18,4 +19,5 @@ __all__ = [
     "ResNet",
     "ResNetV1d",
     "SwinTransformer",
+    "TIMMBackbone",
 ]
