@@ -21,9 +21,26 @@ from detkit.models.dense_heads import (
     FreeAnchorRetinaHead,
     FSAFHead,
     RetinaHead,
+    RTMDetHead,
+    RTMDetSepBNHead,
     SABLRetinaHead,
+    SSDHead,
+    YOLOFHead,
+    YOLOV3Head,
+    YOLOXHead,
 )
-from detkit.models.detectors import FCOS, FOVEA, FSAF, CenterNet, RetinaNet, SingleStageDetector
+from detkit.models.detectors import (
+    FCOS,
+    FOVEA,
+    FSAF,
+    YOLOF,
+    YOLOV3,
+    YOLOX,
+    CenterNet,
+    RetinaNet,
+    RTMDet,
+    SingleStageDetector,
+)
 from detkit.models.necks import FPN
 from detkit.models.pretrained import PretrainedInit
 
@@ -32,6 +49,9 @@ __all__ = [
     "FOVEA",
     "FPN",
     "FSAF",
+    "YOLOF",
+    "YOLOV3",
+    "YOLOX",
     "CenterNet",
     "CenterNetHead",
     "CenterNetUpdateHead",
@@ -43,6 +63,9 @@ __all__ = [
     "PretrainedInit",
     "PyramidVisionTransformer",
     "PyramidVisionTransformerV2",
+    "RTMDet",
+    "RTMDetHead",
+    "RTMDetSepBNHead",
     "RegNet",
     "Res2Net",
     "ResNeSt",
@@ -52,7 +75,11 @@ __all__ = [
     "RetinaHead",
     "RetinaNet",
     "SABLRetinaHead",
+    "SSDHead",
     "SingleStageDetector",
     "SwinTransformer",
     "TIMMBackbone",
+    "YOLOFHead",
+    "YOLOV3Head",
+    "YOLOXHead",
 ]

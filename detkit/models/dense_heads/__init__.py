@@ -8,7 +8,12 @@ from detkit.models.dense_heads.free_anchor_retina_head import FreeAnchorRetinaHe
 from detkit.models.dense_heads.fsaf_head import FSAFHead
 from detkit.models.dense_heads.loss_normalizer import EMANormalizer
 from detkit.models.dense_heads.retina_head import RetinaHead
+from detkit.models.dense_heads.rtmdet_head import RTMDetHead, RTMDetSepBNHead
 from detkit.models.dense_heads.sabl_retina_head import SABLRetinaHead
+from detkit.models.dense_heads.ssd_head import SSDHead
+from detkit.models.dense_heads.yolo_head import YOLOV3Head
+from detkit.models.dense_heads.yolof_head import YOLOFHead
+from detkit.models.dense_heads.yolox_head import YOLOXHead
 
 __all__ = [
     "CenterNetHead",
@@ -18,6 +23,12 @@ __all__ = [
     "FSAFHead",
     "FoveaHead",
     "FreeAnchorRetinaHead",
+    "RTMDetHead",
+    "RTMDetSepBNHead",
     "RetinaHead",
     "SABLRetinaHead",
+    "SSDHead",
+    "YOLOFHead",
+    "YOLOV3Head",
+    "YOLOXHead",
 ]

@@ -33,6 +33,7 @@ class AnchorTargets(NamedTuple):
         bbox_targets: (N, A, 4) encoded, or boxes where losses are on boxes; 0 where there is no object.
         bbox_weights: (N, A), 1 at positives.
         avg_factor: () what the losses are divided by.
+        extra: What a particular assigner hands on besides; see ``BatchAssignResult``.
     """
 
     labels: Tensor
@@ -40,6 +41,7 @@ class AnchorTargets(NamedTuple):
     bbox_targets: Tensor
     bbox_weights: Tensor
     avg_factor: Tensor
+    extra: Mapping[str, Tensor] | None = None
 
 
 def valid_anchors(
@@ -136,4 +138,5 @@ def anchor_targets(
         bbox_targets=torch.where(positive.unsqueeze(-1), targets, 0.0),
         bbox_weights=positive.float(),
         avg_factor=sampled.avg_factor,
+        extra=assigned.extra,
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detkit.models.dense_heads.fcos_loss import fcos_losses
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
-from detkit.models.dense_heads.point_targets import check_point_assigner, point_targets
+from detkit.models.dense_heads.point_targets import check_point_assigner, point_targets, wants_logits
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.towers import conv_tower
 from detkit.registry import MODELS, TASK_UTILS, check_keys
@@ -156,7 +156,7 @@ class FCOSHead(BaseModule):
         offered: dict[str, Callable[[], Any]] = {
             "num_level_priors": lambda: [len(level) for level in levels],
             "bboxes": lambda: self.bbox_coder.decode(points[:, :2].expand(*distances.shape[:2], 2), distances.detach()),
-            "scores": lambda: logits.detach().sigmoid(),
+            "scores": lambda: logits.detach() if wants_logits(self.assigner) else logits.detach().sigmoid(),
         }
         targets = point_targets(
             points,

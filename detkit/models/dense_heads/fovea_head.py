@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
-from detkit.models.dense_heads.point_targets import check_point_assigner, point_targets
+from detkit.models.dense_heads.point_targets import check_point_assigner, point_targets, wants_logits
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.towers import conv_tower
 from detkit.ops import DeformConv2d
@@ -177,7 +177,7 @@ class FoveaHead(BaseModule):
             "num_level_priors": lambda: [len(level) for level in levels],
             "featmap_sizes": lambda: sizes,
             "bboxes": lambda: _decode(points.expand(*encoded.shape[:2], 5), encoded.detach()),
-            "scores": lambda: logits.detach().sigmoid(),
+            "scores": lambda: logits.detach() if wants_logits(self.assigner) else logits.detach().sigmoid(),
         }
         targets = point_targets(
             points[:, :4],

@@ -18,6 +18,7 @@ __all__ = [
     "check_point_assigner",
     "point_targets",
     "priors_of_kind",
+    "wants_logits",
 ]
 
 # What an assigner may say by ``prior_kind`` that a point is to it.
@@ -32,12 +33,14 @@ class PointTargets(NamedTuple):
         label_weights: (N, A), 0 where nothing is learnt.
         bboxes: (N, A, 4) of the object; a box around the point where there is none.
         positive: (N, A) bool.
+        overlaps: (N, A) how well a positive fits its object, as the assigner says, 1 where it says nothing; else 0.
     """
 
     labels: Tensor
     label_weights: Tensor
     bboxes: Tensor
     positive: Tensor
+    overlaps: Tensor
 
 
 def check_point_assigner(assigner: Any, offered: Collection[str], head: str) -> list[str]:
@@ -57,6 +60,11 @@ def check_point_assigner(assigner: Any, offered: Collection[str], head: str) -> 
             f"{', '.join(offered)}"
         )
     return needed
+
+
+def wants_logits(assigner: Any) -> bool:
+    """Whether the ``scores`` that an assigner asks for are logits instead of probabilities."""
+    return bool(getattr(assigner, "scores_are_logits", False))
 
 
 def priors_of_kind(points: Tensor, kind: str, box_scale: float) -> Tensor:
@@ -81,6 +89,8 @@ def point_targets(
     num_classes: int,
     box_scale: float,
     assigner_inputs: Mapping[str, Any],
+    valid: Tensor | None = None,
+    pos_weight: float = -1,
 ) -> PointTargets:
     """Targets of all points of all images.
 
@@ -92,12 +102,14 @@ def point_targets(
         num_classes: Label of the background.
         box_scale: Side in strides of the box that an assigner of boxes sees around each point.
         assigner_inputs: What the assigner asks for besides.
+        valid: (N, A) bool, which points take part; None is all.
+        pos_weight: Label weight of a positive; 1 where <= 0.
 
     Raises:
         ValueError: The sampler adds objects to the points.
     """
     priors = priors_of_kind(points, getattr(assigner, "prior_kind", "boxes"), box_scale)
-    assigned = assign_batch(assigner, priors, ground_truth, **assigner_inputs)
+    assigned = assign_batch(assigner, priors, ground_truth, valid, **assigner_inputs)
     around = priors_of_kind(points, "boxes", box_scale)
     sampled = sample_batch(sampler, assigned, around, ground_truth)
     if sampled.is_gt is not None:
@@ -109,9 +121,10 @@ def point_targets(
     positive = sampled.positive
     return PointTargets(
         labels=torch.where(positive, labels, num_classes),
-        label_weights=(positive | sampled.negative).float(),
+        label_weights=positive * (pos_weight if pos_weight > 0 else 1.0) + sampled.negative * 1.0,
         bboxes=bboxes,
         positive=positive,
+        overlaps=positive * (1.0 if assigned.max_overlaps is None else assigned.max_overlaps),
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-from mmcv.cnn import ConvModule
+from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from torch import nn
 
 __all__ = ["conv_tower"]
 
 Cfg = Mapping[str, Any]
+RELU: Cfg = MappingProxyType({"type": "ReLU"})
 
 
 def conv_tower(
@@ -22,8 +24,10 @@ def conv_tower(
     norm_cfg: Cfg | None = None,
     bias: bool | str = "auto",
     last_conv_cfg: Cfg | None = None,
+    act_cfg: Cfg | None = RELU,
+    depthwise: bool = False,
 ) -> nn.ModuleList:
-    """3x3 convolutions of one width, each with norm and ReLU.
+    """3x3 convolutions of one width, each with norm and activation.
 
     Args:
         in_channels: Channels of the level.
@@ -33,10 +37,13 @@ def conv_tower(
         norm_cfg: Norm layers; None has none.
         bias: Whether convolutions have a bias; ``auto`` where no norm follows.
         last_conv_cfg: Layer of the last convolution, such as ``dict(type='DCNv2')``; None is ``conv_cfg``.
+        act_cfg: Activations; None has none.
+        depthwise: Split each convolution into one of each channel and one of each pixel.
     """
+    conv = DepthwiseSeparableConvModule if depthwise else ConvModule
     last = num_convs - 1
     return nn.ModuleList(
-        ConvModule(
+        conv(
             in_channels if index == 0 else feat_channels,
             feat_channels,
             3,
@@ -44,6 +51,7 @@ def conv_tower(
             bias=bias,
             conv_cfg=last_conv_cfg if last_conv_cfg is not None and index == last else conv_cfg,
             norm_cfg=norm_cfg,
+            act_cfg=None if act_cfg is None else dict(act_cfg),
         )
         for index in range(num_convs)
     )

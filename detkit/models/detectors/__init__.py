@@ -5,6 +5,21 @@ from detkit.models.detectors.fcos import FCOS
 from detkit.models.detectors.fovea import FOVEA
 from detkit.models.detectors.fsaf import FSAF
 from detkit.models.detectors.retinanet import RetinaNet
+from detkit.models.detectors.rtmdet import RTMDet
 from detkit.models.detectors.single_stage import SingleStageDetector
+from detkit.models.detectors.yolo import YOLOV3
+from detkit.models.detectors.yolof import YOLOF
+from detkit.models.detectors.yolox import YOLOX
 
-__all__ = ["FCOS", "FOVEA", "FSAF", "CenterNet", "RetinaNet", "SingleStageDetector"]
+__all__ = [
+    "FCOS",
+    "FOVEA",
+    "FSAF",
+    "YOLOF",
+    "YOLOV3",
+    "YOLOX",
+    "CenterNet",
+    "RTMDet",
+    "RetinaNet",
+    "SingleStageDetector",
+]

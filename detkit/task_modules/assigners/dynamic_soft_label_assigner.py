@@ -53,6 +53,7 @@ class DynamicSoftLabelAssigner:
     """
 
     prior_kind = "points with strides"
+    scores_are_logits = True
 
     def __init__(
         self,
