@@ -16,6 +16,7 @@ HEADS = [
     "FoveaHead",
     "FreeAnchorRetinaHead",
     "FSAFHead",
+    "RepPointsHead",
     "RetinaHead",
     "RetinaHeadDecoded",
     "RTMDetHead",

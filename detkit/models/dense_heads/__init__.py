@@ -7,6 +7,7 @@ from detkit.models.dense_heads.fovea_head import FoveaHead
 from detkit.models.dense_heads.free_anchor_retina_head import FreeAnchorRetinaHead
 from detkit.models.dense_heads.fsaf_head import FSAFHead
 from detkit.models.dense_heads.loss_normalizer import EMANormalizer
+from detkit.models.dense_heads.reppoints_head import RepPointsHead
 from detkit.models.dense_heads.retina_head import RetinaHead
 from detkit.models.dense_heads.rtmdet_head import RTMDetHead, RTMDetSepBNHead
 from detkit.models.dense_heads.sabl_retina_head import SABLRetinaHead
@@ -25,6 +26,7 @@ __all__ = [
     "FreeAnchorRetinaHead",
     "RTMDetHead",
     "RTMDetSepBNHead",
+    "RepPointsHead",
     "RetinaHead",
     "SABLRetinaHead",
     "SSDHead",

@@ -4,6 +4,7 @@ from detkit.models.detectors.centernet import CenterNet
 from detkit.models.detectors.fcos import FCOS
 from detkit.models.detectors.fovea import FOVEA
 from detkit.models.detectors.fsaf import FSAF
+from detkit.models.detectors.reppoints_detector import RepPointsDetector
 from detkit.models.detectors.retinanet import RetinaNet
 from detkit.models.detectors.rtmdet import RTMDet
 from detkit.models.detectors.single_stage import SingleStageDetector
@@ -20,6 +21,7 @@ __all__ = [
     "YOLOX",
     "CenterNet",
     "RTMDet",
+    "RepPointsDetector",
     "RetinaNet",
     "SingleStageDetector",
 ]
