@@ -21,7 +21,7 @@ test-slow: $(VENV)/.dev ## What takes minutes: the demo, twice.
 	$(BIN)/python -m pytest -m slow -s
 
 test-kill: $(VENV)/.dev ## Some 150 runs killed without warning, and resumed; 10 minutes.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow tests/engine/test_kill.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow tests/engine/resuming/test_kill.py
 
 gpu-speed: $(VENV)/.installed ## Images per second and peak memory of a training step; needs a GPU.
 	$(BIN)/python tools/benchmark.py gpu $(ARGS)

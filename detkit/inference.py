@@ -19,8 +19,8 @@ from torch import nn
 
 from detkit import config as configs
 from detkit.checkpoints import load_weights, open_checkpoint
+from detkit.engine.data.labels import check_heads, classes_of
 from detkit.engine.environment import select_device
-from detkit.engine.labels import check_heads, classes_of
 from detkit.registry import MODELS, TRANSFORMS, building
 from detkit.structures import DetDataSample
 from detkit.transforms import LoadImageFromNDArray

@@ -90,7 +90,7 @@ def make_step(case: Case, args: argparse.Namespace, device: Any) -> Callable[[],
     from detkit.config import load
     from detkit.engine import OptimWrapper, compile_model
     from detkit.engine.environment import set_float32_precision
-    from detkit.engine.train_step import train_step
+    from detkit.engine.run.train_step import train_step
     from detkit.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
     set_float32_precision(case.float32_precision)

@@ -23,7 +23,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def replay(args: argparse.Namespace) -> None:
-    from detkit.engine import replay as engine
+    from detkit.engine.run import replay as engine
 
     print(engine.replay(args.bundle, args.device, args.anomaly))
 

@@ -79,9 +79,9 @@ def configure(args: argparse.Namespace) -> Any:
 
 def train(args: argparse.Namespace) -> None:
     from detkit.engine import Runner, dry_run
-    from detkit.engine.console import duration
     from detkit.engine.distributed import is_main_process
     from detkit.engine.hooks.checkpoint import CheckpointHook, checkpoint_folder
+    from detkit.engine.reporting.console import duration
     from detkit.visualization.curves import plot_run
 
     if args.dry_run:

@@ -1,16 +1,26 @@
-"""Running: the runner, its loops, hooks, optimizers and checkpoints."""
+"""Running: the runner, its loops, hooks, optimizers and checkpoints.
+
+From the top, each importing only from those below it:
+
+- ``run``: the runner, the builders and checks of its parts, training loops, the step, replay of a step;
+- ``resuming``: which checkpoint a run goes on from, and what of its state is kept;
+- ``hooks``: what acts at the stages of a run;
+- ``evaluation``: validation and test;  ``diagnosis``: a step that went wrong;  ``reporting``: what a run says;
+- ``model``: what is changed in the model;  ``optim``, ``schedulers``: how it is updated;
+- ``data``: loaders, seeds, labels;  ``parallel``: what several processes wrap around a model;
+- ``distributed``: the processes of a run, and what they tell each other;
+- ``environment``: device, folder, versions.  ``cli``: what the command-line tools share.
+"""
 
 from detkit.checkpoints import load_checkpoint_file, load_weights, open_checkpoint, save_checkpoint_file
-from detkit.engine.activation_checkpointing import checkpoint_activations
-from detkit.engine.auto_scale import auto_scale_cfg
-from detkit.engine.compilation import compile_model
-from detkit.engine.data_stream import DataStream, Position
-from detkit.engine.dataloader import build_dataloader
+from detkit.engine.data.data_stream import DataStream, Position
+from detkit.engine.data.dataloader import build_dataloader
+from detkit.engine.data.labels import label_map
+from detkit.engine.data.seeding import derive_seed, seed_everything
 from detkit.engine.distributed import launch
-from detkit.engine.dry_run import dry_run
 from detkit.engine.environment import select_device
-from detkit.engine.evaluation import build_evaluator, evaluation_mode
-from detkit.engine.evaluation_loops import MultiDatasetTestLoop, MultiDatasetValLoop, TestLoop, ValLoop
+from detkit.engine.evaluation.base_loop import build_evaluator, evaluation_mode
+from detkit.engine.evaluation.loops import MultiDatasetTestLoop, MultiDatasetValLoop, TestLoop, ValLoop
 from detkit.engine.hooks import (
     CallbackHook,
     ChannelsLastHook,
@@ -34,9 +44,8 @@ from detkit.engine.hooks import (
     SWAHook,
     TorchProfilerHook,
 )
-from detkit.engine.labels import label_map
-from detkit.engine.log_processor import LogProcessor
-from detkit.engine.loops import EpochBasedTrainLoop, IterBasedTrainLoop
+from detkit.engine.model.activation_checkpointing import checkpoint_activations
+from detkit.engine.model.compilation import compile_model
 from detkit.engine.optim import (
     AmpOptimWrapper,
     DefaultOptimWrapperConstructor,
@@ -44,11 +53,14 @@ from detkit.engine.optim import (
     OptimWrapper,
     build_optim_wrapper,
 )
-from detkit.engine.parts import RunLength, build_initialized_model, evaluate, run_length
-from detkit.engine.runner import Runner
+from detkit.engine.reporting.log_processor import LogProcessor
+from detkit.engine.run.auto_scale import auto_scale_cfg
+from detkit.engine.run.dry_run import dry_run
+from detkit.engine.run.loops import EpochBasedTrainLoop, IterBasedTrainLoop
+from detkit.engine.run.parts import RunLength, build_initialized_model, evaluate, run_length
+from detkit.engine.run.runner import Runner
+from detkit.engine.run.train_step import train_step
 from detkit.engine.schedulers import LRMultiplier, Multiplier, build_schedulers, restore_schedulers, schedulers_state
-from detkit.engine.seeding import derive_seed, seed_everything
-from detkit.engine.train_step import train_step
 
 __all__ = [
     "AmpOptimWrapper",

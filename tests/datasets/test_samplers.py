@@ -10,7 +10,7 @@ import torch
 
 from detkit.datasets import InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
 from detkit.datasets.samplers import inference, repeat_factors, training
-from detkit.engine.dataloader import build_dataloader
+from detkit.engine.data.dataloader import build_dataloader
 from detkit.registry import DATA_SAMPLERS
 
 

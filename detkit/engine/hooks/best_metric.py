@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.evaluator import BaseMetric
 
-from detkit.engine.evaluation import evaluation_parts
+from detkit.engine.evaluation.base_loop import evaluation_parts
 from detkit.registry import nearest
 
 __all__ = ["BestMetric", "rule_by_name"]

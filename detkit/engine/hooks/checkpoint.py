@@ -13,7 +13,7 @@ from detkit.checkpoints.files import link_file, remove_partial_files, write_text
 from detkit.checkpoints.work_dir import publish, put_aside
 from detkit.engine.hooks.best_metric import BestMetric
 from detkit.engine.hooks.hook import Hook
-from detkit.engine.metric_files import scalars
+from detkit.engine.reporting.metric_files import scalars
 from detkit.registry import HOOKS
 
 __all__ = ["CheckpointHook", "checkpoint_folder", "save_between"]

@@ -9,9 +9,9 @@ from torch import nn
 
 from detkit.checkpoints import load_weights
 from detkit.engine.hooks.hook import Hook
-from detkit.engine.inner_model import inner_model
 from detkit.engine.optim.averaging import swap_weights
 from detkit.engine.parallel import sync_buffers
+from detkit.engine.parallel.inner_model import inner_model
 from detkit.registry import HOOKS, MODELS, building, where
 
 __all__ = ["EMAHook"]

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detkit.engine.data.seeding import fenced_random_numbers
 from detkit.engine.distributed import broadcast, is_main_process
-from detkit.engine.evaluation import evaluation_mode
+from detkit.engine.evaluation.base_loop import evaluation_mode
 from detkit.engine.hooks.callback import find_function
 from detkit.engine.hooks.hook import Hook
-from detkit.engine.seeding import fenced_random_numbers
 from detkit.registry import HOOKS
 
 __all__ = ["EvalFunctionHook", "flatten_results"]

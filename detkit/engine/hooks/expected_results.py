@@ -11,7 +11,7 @@ from mmengine.runner import BaseLoop
 
 from detkit.engine.hooks.eval_function import EvalFunctionHook
 from detkit.engine.hooks.hook import Hook
-from detkit.engine.metric_files import scalars
+from detkit.engine.reporting.metric_files import scalars
 from detkit.registry import HOOKS, nearest
 from detkit.signature import quoted
 

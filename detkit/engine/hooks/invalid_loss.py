@@ -13,14 +13,14 @@ from mmengine.runner import IterBasedTrainLoop
 from torch import Tensor, distributed
 
 from detkit.checkpoints import save_checkpoint_file
-from detkit.engine.batch_contents import image_names, impossible_boxes
-from detkit.engine.bundle import bundle_of
+from detkit.engine.diagnosis.batch_contents import image_names, impossible_boxes
+from detkit.engine.diagnosis.bundle import bundle_of
 from detkit.engine.distributed import all_gather, is_distributed
 from detkit.engine.hooks.ema import EMAHook
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.hooks.logger import LoggerHook
-from detkit.engine.inner_model import inner_model
 from detkit.engine.optim.skipping import either
+from detkit.engine.parallel.inner_model import inner_model
 from detkit.registry import HOOKS
 
 __all__ = ["CheckInvalidLossHook"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from detkit.engine.console import duration
 from detkit.engine.hooks.hook import Hook
+from detkit.engine.reporting.console import duration
 from detkit.events import EventStorage
 from detkit.registry import HOOKS
 

@@ -12,14 +12,14 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, IterBasedTrainLoop
 from rich.console import Console
 
-from detkit.engine.background import BackgroundCalls
-from detkit.engine.console import ProgressDisplay
 from detkit.engine.distributed import gather
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.hooks.iter_timer import IterTimerHook
-from detkit.engine.metric_files import MetricFiles, scalars
-from detkit.engine.metric_lines import Report, combined
 from detkit.engine.optim.param_groups import summary_lr
+from detkit.engine.reporting.background import BackgroundCalls
+from detkit.engine.reporting.console import ProgressDisplay
+from detkit.engine.reporting.metric_files import MetricFiles, scalars
+from detkit.engine.reporting.metric_lines import Report, combined
 from detkit.registry import HOOKS
 
 __all__ = ["LoggerHook"]

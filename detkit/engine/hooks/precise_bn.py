@@ -9,11 +9,11 @@ from typing import Any
 from mmengine.optim import OptimWrapperDict
 from torch import nn
 
-from detkit.engine.batch_norm import training_batch_norms, update_bn_stats
-from detkit.engine.data_stream import DataStream, Position
+from detkit.engine.data.data_stream import DataStream, Position
+from detkit.engine.data.seeding import derive_seed, fenced_random_numbers
 from detkit.engine.hooks.hook import Hook
-from detkit.engine.inner_model import inner_model
-from detkit.engine.seeding import derive_seed, fenced_random_numbers
+from detkit.engine.model.batch_norm import training_batch_norms, update_bn_stats
+from detkit.engine.parallel.inner_model import inner_model
 from detkit.events import EventStorage
 from detkit.registry import HOOKS, building, where
 
@@ -25,7 +25,7 @@ class PreciseBNHook(Hook):
     """Computes the running statistics of batch norms over many batches, before a validation or the end.
 
     It costs ``num_iters`` forward passes. The training goes on as it would have: neither its weights nor its random
-    numbers, its data nor its records see any of it. See :func:`~detkit.engine.batch_norm.update_bn_stats`.
+    numbers, its data nor its records see any of it. See :func:`~detkit.engine.model.batch_norm.update_bn_stats`.
 
     Args:
         interval: Epochs or iterations between two computations; None for one at the end only, which there is always.

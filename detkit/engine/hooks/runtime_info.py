@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine import hooks as mmengine_hooks
 
-from detkit.engine.metric_files import scalars
+from detkit.engine.reporting.metric_files import scalars
 from detkit.registry import HOOKS
 
 __all__ = ["RuntimeInfoHook"]

@@ -9,8 +9,8 @@ from typing import Any
 import mmcv
 from mmengine.runner import BaseLoop
 
-from detkit.engine.annotation_frame import to_image_frame
 from detkit.engine.distributed import is_main_process
+from detkit.engine.evaluation.annotation_frame import to_image_frame
 from detkit.engine.hooks.hook import Hook
 from detkit.registry import HOOKS
 

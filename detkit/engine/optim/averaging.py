@@ -17,7 +17,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from detkit.engine.inner_model import inner_model
+from detkit.engine.parallel.inner_model import inner_model
 from detkit.registry import MODELS
 
 __all__ = [

@@ -11,10 +11,10 @@ from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from detkit.engine.dataloader import build_function
-from detkit.engine.inner_model import inner_model
+from detkit.engine.data.dataloader import build_function
 from detkit.engine.optim.param_groups import describe_param_groups, reduce_param_groups
 from detkit.engine.optim.param_rules import RULE_KEYS, param_groups
+from detkit.engine.parallel.inner_model import inner_model
 from detkit.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS, build, building, check_keys, find
 
 __all__ = ["DefaultOptimWrapperConstructor", "build_optim_wrapper"]

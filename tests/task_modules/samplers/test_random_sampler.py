@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from task_modules.samplers.images import batch, image, indices
 
-from detkit.engine.seeding import rng_state, seed_everything, set_rng_state
+from detkit.engine.data.seeding import rng_state, seed_everything, set_rng_state
 from detkit.registry import TASK_UTILS
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules import BatchAssignResult, RandomSampler

@@ -1,0 +1,1 @@
+"""Validation and test: their loops, the evaluator, losses on validation data."""

@@ -1,0 +1,1 @@
+"""What a run changes in its model: compilation, activation checkpointing, statistics of batch norms."""

@@ -1,0 +1,1 @@
+"""What a run says: lines and progress in a terminal, metrics.jsonl, TensorBoard events."""

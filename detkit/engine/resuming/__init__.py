@@ -1,0 +1,1 @@
+"""How a run goes on: from which checkpoint, and what of its state."""
