@@ -235,5 +235,5 @@ def _default_anchors() -> dict[str, Any]:
         "input_size": 300,
         "strides": [8, 16, 32, 64, 100, 300],
         "ratios": ([2], [2, 3], [2, 3], [2, 3], [2], [2]),
-        "basesize_ratio_range": (0.1, 0.9),
+        "basesize_ratio_range": (0.15, 0.9),
     }
