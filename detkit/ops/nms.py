@@ -14,7 +14,7 @@ import torchvision
 from torch import Tensor
 
 from detkit.ops.soft_nms import SoftNMS
-from detkit.ops.values import check_count, check_range
+from detkit.ops.values import check_limit, check_range
 from detkit.registry import check_keys, nearest, where
 
 __all__ = ["NMS_KINDS", "HardNMS", "NMSCfg", "batched_nms", "nms"]
@@ -147,7 +147,7 @@ class NMSCfg:
                 raise TypeError(f"{place}: {field.name!r} is missing, which type={kind!r} needs")
         try:
             max_num = nms_cfg.get("max_num")
-            check_count("max_num", max_num)
+            check_limit("max_num", max_num or -1)
             suppress = build(**arguments)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{place}.{error}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["check_count", "check_range"]
+__all__ = ["check_limit", "check_range"]
 
 
 def check_range(name: str, value: Any, low: float = -math.inf, high: float = math.inf, above: bool = False) -> None:
@@ -29,15 +29,21 @@ def check_range(name: str, value: Any, low: float = -math.inf, high: float = mat
         raise ValueError(f"{name} must be in {bounds}, got {value!r}")
 
 
-def check_count(name: str, value: Any) -> None:
-    """Refuse what is neither None nor a whole number.
+def check_limit(name: str, value: Any, optional: bool = False) -> None:
+    """Refuse what is no number of things to keep: a whole number, a negative one for all.
 
     Args:
         name: Of the argument.
         value: What was given.
+        optional: None stands for all, too.
 
     Raises:
         TypeError: Something else.
+        ValueError: 0, which would keep nothing.
     """
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise TypeError(f"{name} must be a whole number or None, got {value!r}")
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value == 0:
+        raise ValueError(f"{name} is 0, which keeps nothing; -1 keeps all")

@@ -202,7 +202,7 @@ def test_a_kind_of_ones_own_is_named_in_the_table(monkeypatch):
         ({"type": "softnms"}, ValueError, r"nms\.type: unknown kind 'softnms'; did you mean 'soft_nms'"),
         ({"iou_threshold": 50}, ValueError, r"nms\.iou_threshold must be in \[0, 1\], got 50"),
         ({"iou_threshold": "0.5"}, TypeError, r"nms\.iou_threshold must be a number, got '0\.5'"),
-        ({"iou_threshold": 0.5, "max_num": 1.5}, TypeError, r"nms\.max_num must be a whole number or None, got 1\.5"),
+        ({"iou_threshold": 0.5, "max_num": 1.5}, TypeError, r"nms\.max_num must be a whole number, got 1\.5"),
         ({"type": "soft_nms", "sigma": 0}, ValueError, r"nms\.sigma must be in \(0, inf\), got 0"),
         (
             {"type": "soft_nms", "method": "gauss"},

@@ -193,12 +193,13 @@ class FCOSHead(BaseModule):
         metas = [sample.metainfo for sample in batch_data_samples]
         shapes = [tuple(meta["img_shape"][:2]) for meta in metas]
         candidates = select_candidates(
-            [flatten_level(level, self.num_classes).sigmoid() for level in cls_scores],
+            [flatten_level(level, self.num_classes) for level in cls_scores],
             [flatten_level(level, 4) for level in bbox_preds],
             self.prior_generator.grid_priors(featmap_sizes(cls_scores), device=cls_scores[0].device),
             lambda points, distances: self.bbox_coder.decode(points, distances, max_shape=shapes),
             self.test_cfg,
-            [flatten_level(level, 1).squeeze(-1).sigmoid() for level in centernesses],
+            [flatten_level(level, 1).squeeze(-1) for level in centernesses],
+            logits=True,
         )
         return detections(candidates, metas, self.test_cfg, rescale)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from detkit.ops import batched_nms
-from detkit.registry import check_keys
-from detkit.structures.boxes import get_box_wh, scale_boxes
+from detkit.ops import NMSCfg
+from detkit.ops.values import check_limit, check_range
+from detkit.registry import check_keys, where
+from detkit.structures.boxes import get_box_wh
 
 __all__ = [
     "TEST_CFG_KEYS",
@@ -21,6 +23,7 @@ __all__ = [
     "detections",
     "filter_scores_and_topk",
     "select_candidates",
+    "suppress_images",
 ]
 
 TEST_CFG_KEYS = ("nms_pre", "min_bbox_size", "score_thr", "nms", "max_per_img")
@@ -33,16 +36,30 @@ class DenseTestCfg:
     Attributes:
         nms_pre: Candidates kept per level; None or a negative number keeps all.
         min_bbox_size: Boxes must be wider and higher than this; off where negative.
-        score_thr: Candidates must score more than this.
-        nms: Suppression, see ``batched_nms``; None leaves it out.
+        score_thr: Candidates must score more than this, in [0, 1].
+        nms: Suppression; a dict is read by :meth:`NMSCfg.of`, None leaves it out.
         max_per_img: Detections kept per image; a negative number keeps all.
+
+    Raises:
+        KeyError: A key nothing reads, here or in ``nms``.
+        TypeError: A value of another type.
+        ValueError: A value out of its range, or an unknown kind of suppression.
     """
 
     nms_pre: int | None = None
     min_bbox_size: float = -1
     score_thr: float = 0.0
-    nms: Mapping[str, Any] | None = None
+    nms: NMSCfg | Mapping[str, Any] | None = None
     max_per_img: int = -1
+
+    def __post_init__(self) -> None:
+        place = f"{where()}.test_cfg" if where() else "test_cfg"
+        check_limit(f"{place}.nms_pre", self.nms_pre, optional=True)
+        check_limit(f"{place}.max_per_img", self.max_per_img)
+        check_range(f"{place}.min_bbox_size", self.min_bbox_size)
+        check_range(f"{place}.score_thr", self.score_thr, 0, 1)
+        if not isinstance(self.nms, NMSCfg):
+            object.__setattr__(self, "nms", NMSCfg.of(self.nms, "test_cfg.nms"))
 
     @classmethod
     def of(cls, test_cfg: Mapping[str, Any] | None) -> DenseTestCfg:
@@ -75,6 +92,7 @@ def select_candidates(
     decode: Callable[[Tensor, Tensor], Tensor],
     cfg: DenseTestCfg,
     score_factors: Sequence[Tensor] | None = None,
+    logits: bool = False,
 ) -> Candidates:
     """Choose before decoding: the best pairs of each level, over the whole batch at once.
 
@@ -88,28 +106,63 @@ def select_candidates(
         decode: ``(priors (N, K, P), predictions (N, K, E)) -> boxes (N, K, 4)``.
         cfg: Thresholds.
         score_factors: Per level (N, A_l) in [0, 1], how well the box of each prior fits: centerness, IoU.
+        logits: ``scores`` and ``score_factors`` are given before their sigmoid, which then is computed of few.
     """
-    chosen_scores, chosen_labels, chosen_predictions, chosen_priors, chosen_factors = [], [], [], [], []
+    chosen: list[tuple[Tensor, ...]] = []
     factors = [None] * len(scores) if score_factors is None else score_factors
     for level_scores, level_predictions, level_priors, factor in zip(scores, predictions, priors, factors, strict=True):
         num_classes = level_scores.shape[2]
-        flat = level_scores.flatten(1)
-        count = flat.shape[1] if cfg.nms_pre is None or cfg.nms_pre < 0 else min(cfg.nms_pre, flat.shape[1])
-        value, index = _top(flat, count)
+        choose = _best_above if level_scores.device.type == "cpu" else _best
+        value, index = choose(level_scores.flatten(1), cfg, logits)
         prior = index // num_classes
-        chosen_scores.append(value)
-        chosen_labels.append(index % num_classes)
         gather = prior.unsqueeze(-1).expand(*prior.shape, level_predictions.shape[2])
-        chosen_predictions.append(level_predictions.gather(1, gather))
-        chosen_priors.append(level_priors[prior])
-        if factor is not None:
-            chosen_factors.append(factor.gather(1, prior))
-    value = torch.cat(chosen_scores, dim=1)
+        chosen_factors = () if factor is None else (factor.gather(1, prior),)
+        of_predictions = level_predictions.gather(1, gather)
+        chosen.append((value, index % num_classes, level_priors[prior], of_predictions, *chosen_factors))
+    value, labels, of_priors, of_predictions, *of_factors = (
+        torch.cat(parts, dim=1) for parts in zip(*chosen, strict=True)
+    )
     kept = value > cfg.score_thr
-    if chosen_factors:
-        value = value * torch.cat(chosen_factors, dim=1)
-    boxes = decode(torch.cat(chosen_priors, dim=1), torch.cat(chosen_predictions, dim=1))
-    return Candidates(value, torch.cat(chosen_labels, dim=1), boxes, kept)
+    for chosen_factor in of_factors:
+        value = value * (chosen_factor.sigmoid() if logits else chosen_factor)
+    return Candidates(value, labels, decode(of_priors, of_predictions), kept)
+
+
+def _best(scores: Tensor, cfg: DenseTestCfg, logits: bool) -> tuple[Tensor, Tensor]:
+    """Scores (N, K) and indices (N, K) of the ``nms_pre`` best of (N, M), without waiting for the device."""
+    scores = scores.sigmoid() if logits else scores
+    return _top(scores, _count(cfg.nms_pre, scores.shape[1]))
+
+
+def _best_above(scores: Tensor, cfg: DenseTestCfg, logits: bool) -> tuple[Tensor, Tensor]:
+    """As :func:`_best`, but only of what is above the threshold, which is little; rows are filled up with 0.
+
+    Needs to know how many these are, which a CPU tells at once.
+    """
+    batch_size, length = scores.shape
+    flat = scores.flatten()
+    index = (flat > (_logit_below(cfg.score_thr) if logits else cfg.score_thr)).nonzero().squeeze(1)
+    value = flat[index].sigmoid() if logits else flat[index]
+    image = index // length
+    counts = torch.bincount(image, minlength=batch_size)
+    column = torch.arange(len(index)) - (counts.cumsum(0) - counts)[image]
+    columns = int(counts.max())
+    table, of_table = scores.new_zeros(batch_size, columns), index.new_zeros(batch_size, columns)
+    table[image, column], of_table[image, column] = value, index % length
+    best, place = _top(table, _count(cfg.nms_pre, columns))
+    return best, of_table.gather(1, place)
+
+
+def _count(nms_pre: int | None, available: int) -> int:
+    return available if nms_pre is None or nms_pre < 0 else min(nms_pre, available)
+
+
+def _logit_below(score: float) -> float:
+    """A logit whose sigmoid is surely not above ``score``, however it is rounded, and close to it."""
+    if score <= 0:
+        return -math.inf
+    logit = math.log(score) - math.log1p(-min(score, 0.999))
+    return logit - 1e-4 * (1 + abs(logit))
 
 
 def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -168,7 +221,7 @@ def filter_scores_and_topk(
 def detections(
     candidates: Candidates, metas: Sequence[Mapping[str, Any]], cfg: DenseTestCfg, rescale: bool
 ) -> list[InstanceData]:
-    """Suppress and cut off.
+    """Suppress and cut off, all images in one call.
 
     Args:
         candidates: Of N images.
@@ -179,17 +232,64 @@ def detections(
     Returns:
         Per image ``bboxes`` (D, 4), ``scores`` (D,) and ``labels`` (D,), best first.
     """
-    results = []
-    for index, meta in enumerate(metas):
-        kept = candidates.kept[index]
-        boxes, scores, labels = (part[index][kept] for part in (candidates.boxes, candidates.scores, candidates.labels))
-        if rescale:
-            boxes = scale_boxes(boxes, [1 / factor for factor in meta.get("scale_factor", (1.0, 1.0))])
-        if cfg.min_bbox_size >= 0:
-            width, height = get_box_wh(boxes)
-            large = (width > cfg.min_bbox_size) & (height > cfg.min_bbox_size)
-            boxes, scores, labels = boxes[large], scores[large], labels[large]
-        dets, keep = batched_nms(boxes, scores, labels, cfg.nms)
-        limit = len(keep) if cfg.max_per_img < 0 else cfg.max_per_img
-        results.append(InstanceData(bboxes=dets[:limit, :4], scores=dets[:limit, 4], labels=labels[keep][:limit]))
-    return results
+    boxes, kept = candidates.boxes, candidates.kept
+    if rescale:
+        boxes = _rescaled(boxes, [meta.get("scale_factor", (1.0, 1.0)) for meta in metas])
+    if cfg.min_bbox_size >= 0:
+        width, height = get_box_wh(boxes)
+        kept = kept & (width > cfg.min_bbox_size) & (height > cfg.min_bbox_size)
+    image, place = kept.nonzero(as_tuple=True)
+    boxes, scores, labels = (part[image, place] for part in (boxes, candidates.scores, candidates.labels))
+    return suppress_images(boxes, scores, labels, image, len(metas), cfg.nms, cfg.max_per_img)
+
+
+def suppress_images(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    images: Tensor,
+    num_images: int,
+    nms: NMSCfg | Mapping[str, Any] | None,
+    max_per_img: int = -1,
+) -> list[InstanceData]:
+    """Suppression within each image, and within each class where it is not ``class_agnostic``, in one call.
+
+    Waits for the device twice: for the boxes that stay, and for their number in each image.
+
+    Args:
+        boxes: (D, 4).
+        scores: (D,).
+        labels: (D,).
+        images: (D,) index of the image of each box.
+        num_images: Images, N.
+        nms: Suppression; None only sorts.
+        max_per_img: Detections kept of an image; a negative number keeps all.
+
+    Returns:
+        Per image ``bboxes`` (D, 4), ``scores`` (D,) and ``labels`` (D,), best first.
+    """
+    nms = nms if isinstance(nms, NMSCfg) else NMSCfg.of(nms)
+    limits = [limit for limit in (max_per_img, nms.max_num) if limit is not None and limit >= 0]
+    limit = min(limits, default=None)
+    if nms.suppress is None:
+        scores, keep = scores.sort(descending=True, stable=True)
+    else:
+        groups = images if nms.class_agnostic or len(labels) == 0 else images * (labels.max() + 1) + labels
+        scores, keep = nms.suppress(boxes, scores, groups, limit)
+    of_images, order = images[keep].sort(stable=True)
+    counts = torch.bincount(of_images, minlength=num_images).tolist()
+    keep = keep[order]
+    parts = [part.split(counts) for part in (boxes[keep], scores[order], labels[keep])]
+    return [
+        InstanceData(bboxes=of_boxes[:limit], scores=of_scores[:limit], labels=of_labels[:limit])
+        for of_boxes, of_scores, of_labels in zip(*parts, strict=True)
+    ]
+
+
+def _rescaled(boxes: Tensor, scale_factors: Sequence[Sequence[float]]) -> Tensor:
+    """Boxes (N, K, 4) in the frames of the original images."""
+    back = [[1 / factor for factor in factors] for factors in scale_factors]
+    if all(factor == 1 for factors in back for factor in factors):
+        return boxes
+    rows = torch.tensor([factors * (4 // len(factors)) for factors in back], dtype=boxes.dtype)
+    return boxes * rows.to(boxes.device, non_blocking=True).unsqueeze(1)

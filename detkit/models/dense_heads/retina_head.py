@@ -184,17 +184,18 @@ class RetinaHead(BaseModule):
         metas = [sample.metainfo for sample in batch_data_samples]
         shapes = [tuple(meta["img_shape"][:2]) for meta in metas]
         candidates = select_candidates(
-            [self._activate(flatten_level(level, self.cls_out_channels)) for level in cls_scores],
+            [self._scores(flatten_level(level, self.cls_out_channels)) for level in cls_scores],
             [flatten_level(level, self.encode_size) for level in bbox_preds],
             self.prior_generator.grid_priors(featmap_sizes(cls_scores), device=cls_scores[0].device),
             lambda priors, boxes: self.bbox_coder.decode(priors, boxes, max_shape=shapes),
             self.test_cfg,
+            logits=self.use_sigmoid_cls,
         )
         return detections(candidates, metas, self.test_cfg, rescale)
 
-    def _activate(self, logits: Tensor) -> Tensor:
-        """Scores (N, A, C) of logits, background left out."""
-        return logits.sigmoid() if self.use_sigmoid_cls else logits.softmax(dim=-1)[..., :-1]
+    def _scores(self, logits: Tensor) -> Tensor:
+        """Logits (N, A, C) of a sigmoid as they are, of a softmax the scores without the background."""
+        return logits if self.use_sigmoid_cls else logits.softmax(dim=-1)[..., :-1]
 
 
 def _default_anchors() -> dict[str, Any]:
