@@ -51,8 +51,9 @@ def check(cfg: Mapping[str, Any]) -> None:
 
 def nearest_key(key: str, here: Collection[str], elsewhere: Iterable[str] = ()) -> str:
     """The key that was meant: its letters in another order, else its name elsewhere, else the one most like it."""
+    reordered = sorted(name for name in here if sorted(name) == sorted(key))
     candidates = (
-        *(name for name in here if sorted(name) == sorted(key)),
+        *difflib.get_close_matches(key, reordered, n=1, cutoff=0.0),  # of bgr_to_rgb and rgb_to_bgr the right one
         *elsewhere,
         *difflib.get_close_matches(key, here, n=1, cutoff=0.0),
     )
