@@ -14,12 +14,14 @@ from detkit.models.backbones import (
 )
 from detkit.models.data_preprocessor import DetDataPreprocessor
 from detkit.models.dense_heads import (
+    ATSSHead,
     CenterNetHead,
     CenterNetUpdateHead,
     FCOSHead,
     FoveaHead,
     FreeAnchorRetinaHead,
     FSAFHead,
+    GFLHead,
     RepPointsHead,
     RetinaHead,
     RTMDetHead,
@@ -31,9 +33,11 @@ from detkit.models.dense_heads import (
     YOLOXHead,
 )
 from detkit.models.detectors import (
+    ATSS,
     FCOS,
     FOVEA,
     FSAF,
+    GFL,
     YOLOF,
     YOLOV3,
     YOLOX,
@@ -47,13 +51,16 @@ from detkit.models.necks import FPN
 from detkit.models.pretrained import PretrainedInit
 
 __all__ = [
+    "ATSS",
     "FCOS",
     "FOVEA",
     "FPN",
     "FSAF",
+    "GFL",
     "YOLOF",
     "YOLOV3",
     "YOLOX",
+    "ATSSHead",
     "CenterNet",
     "CenterNetHead",
     "CenterNetUpdateHead",
@@ -62,6 +69,7 @@ __all__ = [
     "FSAFHead",
     "FoveaHead",
     "FreeAnchorRetinaHead",
+    "GFLHead",
     "PretrainedInit",
     "PyramidVisionTransformer",
     "PyramidVisionTransformerV2",

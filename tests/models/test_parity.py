@@ -10,12 +10,14 @@ from detkit.registry import MODELS
 from detkit.structures import DetDataSample
 
 HEADS = [
+    "ATSSHead",
     "CenterNetHead",
     "FCOSHead",
     "FCOSHeadPlus",
     "FoveaHead",
     "FreeAnchorRetinaHead",
     "FSAFHead",
+    "GFLHead",
     "RepPointsHead",
     "RetinaHead",
     "RetinaHeadDecoded",
@@ -29,7 +31,9 @@ HEADS = [
 ]
 # Detections of an image that may be others, with the reason.
 DETECTORS = {
+    "ATSS": 0,
     "FCOS": 0,
+    "GFL": 0,
     # In the second image six candidates of equal, saturated score (1 - 7e-7) compete for the last four of 100
     # places, and one rounding step decides which of two large boxes come in.
     "RetinaNet": 2,

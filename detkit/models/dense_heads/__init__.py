@@ -1,11 +1,13 @@
 """Dense heads: one prediction for each prior of each cell."""
 
+from detkit.models.dense_heads.atss_head import ATSSHead
 from detkit.models.dense_heads.centernet_head import CenterNetHead
 from detkit.models.dense_heads.centernet_update_head import CenterNetUpdateHead
 from detkit.models.dense_heads.fcos_head import FCOSHead
 from detkit.models.dense_heads.fovea_head import FoveaHead
 from detkit.models.dense_heads.free_anchor_retina_head import FreeAnchorRetinaHead
 from detkit.models.dense_heads.fsaf_head import FSAFHead
+from detkit.models.dense_heads.gfl_head import GFLHead
 from detkit.models.dense_heads.loss_normalizer import EMANormalizer
 from detkit.models.dense_heads.reppoints_head import RepPointsHead
 from detkit.models.dense_heads.retina_head import RetinaHead
@@ -17,6 +19,7 @@ from detkit.models.dense_heads.yolof_head import YOLOFHead
 from detkit.models.dense_heads.yolox_head import YOLOXHead
 
 __all__ = [
+    "ATSSHead",
     "CenterNetHead",
     "CenterNetUpdateHead",
     "EMANormalizer",
@@ -24,6 +27,7 @@ __all__ = [
     "FSAFHead",
     "FoveaHead",
     "FreeAnchorRetinaHead",
+    "GFLHead",
     "RTMDetHead",
     "RTMDetSepBNHead",
     "RepPointsHead",

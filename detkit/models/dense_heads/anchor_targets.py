@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from detkit.structures.ground_truth import GroundTruth
-from detkit.task_modules import GridAnchors, anchor_inside_flags, assign_batch, needed_inputs, sample_batch
+from detkit.task_modules import (
+    BatchAssignResult,
+    GridAnchors,
+    anchor_inside_flags,
+    assign_batch,
+    needed_inputs,
+    sample_batch,
+)
 
 __all__ = ["AnchorTargets", "BoxCoder", "anchor_targets", "check_assigner", "valid_anchors"]
 
@@ -34,6 +41,7 @@ class AnchorTargets(NamedTuple):
         bbox_weights: (N, A), 1 at positives.
         avg_factor: () what the losses are divided by.
         extra: What a particular assigner hands on besides; see ``BatchAssignResult``.
+        assigned: What they come from: which object is whose, and how well it fits.
     """
 
     labels: Tensor
@@ -42,6 +50,7 @@ class AnchorTargets(NamedTuple):
     bbox_weights: Tensor
     avg_factor: Tensor
     extra: Mapping[str, Tensor] | None = None
+    assigned: BatchAssignResult | None = None
 
 
 def valid_anchors(
@@ -139,4 +148,5 @@ def anchor_targets(
         bbox_weights=positive.float(),
         avg_factor=sampled.avg_factor,
         extra=assigned.extra,
+        assigned=assigned,
     )

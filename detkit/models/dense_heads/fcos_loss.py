@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
+from detkit.models.dense_heads.box_quality import centerness, quality_box_loss
 from detkit.models.dense_heads.point_targets import PointTargets, boxes_around_origin
 from detkit.structures.boxes import bbox2distance
 
-__all__ = ["centerness", "fcos_losses"]
+__all__ = ["fcos_losses"]
 
 # Least sum of the centerness of a batch that boxes are averaged by.
 LEAST_CENTERNESS = 1e-6
-
-
-def centerness(distances: Tensor) -> Tensor:
-    """How central points (...) are in the objects at ``distances`` (..., 4), in [0, 1]; eq. 3.
-
-    Points outside, as an assigner other than FCOS's may choose them, are not central at all.
-    """
-    left, top, right, bottom = distances.clamp(min=0).unbind(-1)
-    # Without the floor, an object without width would be 0 / 0.
-    floor = torch.finfo(distances.dtype).tiny
-    across = torch.minimum(left, right) / torch.maximum(left, right).clamp(min=floor)
-    along = torch.minimum(top, bottom) / torch.maximum(top, bottom).clamp(min=floor)
-    return (across * along).sqrt()
 
 
 def fcos_losses(
@@ -55,26 +42,20 @@ def fcos_losses(
     Returns:
         ``loss_cls``, ``loss_bbox`` and ``loss_centerness``.
     """
-    positive = targets.positive.flatten()
-    num_positive = reduce_mean(positive.sum(), least=1)
     wanted = bbox2distance(points[:, :2].expand(*distances.shape[:2], 2), targets.bboxes)
-    # Elsewhere the prediction is anything, infinite too, and infinity times no weight would not be 0.
-    predicted = torch.where(targets.positive.unsqueeze(-1), distances, wanted)
     if normed:
         unit = points[:, 2:].repeat(1, 2)
-        predicted, wanted = predicted / unit, wanted / unit
-    predicted, wanted = predicted.flatten(0, 1), wanted.flatten(0, 1)
-    central = centerness(wanted) * positive
+        distances, wanted = distances / unit, wanted / unit
+    central = centerness(wanted) * targets.positive
+    positive = targets.positive.flatten()
+    num_positive = reduce_mean(positive.sum(), least=1)
     labels, label_weights = targets.labels.flatten(), targets.label_weights.flatten()
     return {
         "loss_cls": loss_cls(logits.flatten(0, 1), labels, label_weights, avg_factor=num_positive),
-        "loss_bbox": loss_bbox(
-            boxes_around_origin(predicted),
-            boxes_around_origin(wanted),
-            weight=central.unsqueeze(-1).expand(-1, 4),
-            avg_factor=reduce_mean(central.sum(), least=LEAST_CENTERNESS),
+        "loss_bbox": quality_box_loss(
+            loss_bbox, boxes_around_origin(distances), boxes_around_origin(wanted), central, LEAST_CENTERNESS
         ),
         "loss_centerness": loss_centerness(
-            centerness_logits.flatten(), central, weight=positive.float(), avg_factor=num_positive
+            centerness_logits.flatten(), central.flatten(), weight=positive.float(), avg_factor=num_positive
         ),
     }

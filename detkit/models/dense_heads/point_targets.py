@@ -129,5 +129,5 @@ def point_targets(
 
 
 def boxes_around_origin(distances: Tensor) -> Tensor:
-    """Boxes (P, 4) at ``distances`` (P, 4): of two around one point only the distances count."""
-    return torch.cat([-distances[:, :2], distances[:, 2:]], dim=1)
+    """Boxes (..., 4) at ``distances`` (..., 4): of two around one point only the distances count."""
+    return torch.cat([-distances[..., :2], distances[..., 2:]], dim=-1)

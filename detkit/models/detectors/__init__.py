@@ -1,9 +1,11 @@
 """Detectors: backbone, neck and heads, trained and used as one."""
 
+from detkit.models.detectors.atss import ATSS
 from detkit.models.detectors.centernet import CenterNet
 from detkit.models.detectors.fcos import FCOS
 from detkit.models.detectors.fovea import FOVEA
 from detkit.models.detectors.fsaf import FSAF
+from detkit.models.detectors.gfl import GFL
 from detkit.models.detectors.reppoints_detector import RepPointsDetector
 from detkit.models.detectors.retinanet import RetinaNet
 from detkit.models.detectors.rtmdet import RTMDet
@@ -13,9 +15,11 @@ from detkit.models.detectors.yolof import YOLOF
 from detkit.models.detectors.yolox import YOLOX
 
 __all__ = [
+    "ATSS",
     "FCOS",
     "FOVEA",
     "FSAF",
+    "GFL",
     "YOLOF",
     "YOLOV3",
     "YOLOX",

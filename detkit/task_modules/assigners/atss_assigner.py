@@ -52,6 +52,9 @@ class ATSSAssigner:
             off where <= 0.
     """
 
+    # What it calls scores: logits, where other assigners take probabilities.
+    takes_logits = True
+
     def __init__(
         self,
         topk: int,
@@ -63,6 +66,7 @@ class ATSSAssigner:
             raise ValueError(f"ATSSAssigner: topk must be at least 1, got {topk}")
         self.topk = topk
         self.alpha = alpha
+        self.also_needs = () if alpha is None else ("bboxes", "scores")
         self.iou_calculator = TASK_UTILS.build(iou_calculator or {"type": "BboxOverlaps2D"})
         self.ignore_iof_thr = ignore_iof_thr
 

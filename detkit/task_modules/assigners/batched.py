@@ -47,12 +47,14 @@ class BatchAssigner(Protocol):
 def needed_inputs(assigner: Assigner | BatchAssigner) -> list[str]:
     """Names of what the assigner must be given besides priors and objects; of one without batches nothing is known.
 
-    One that overrides ``assign`` of a built-in is given what the built-in needs.
+    One that overrides ``assign`` of a built-in is given what the built-in needs. What an assigner needs by its
+    settings alone it names in ``also_needs``.
     """
     if not isinstance(assigner, BatchAssigner):
         return []
     parameters = inspect.signature(assigner.assign_batch).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    required = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    return [*required, *getattr(assigner, "also_needs", ())]
 
 
 def assign_batch(

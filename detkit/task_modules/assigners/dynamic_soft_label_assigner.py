@@ -55,6 +55,9 @@ class DynamicSoftLabelAssigner:
     prior_kind = "points with strides"
     scores_are_logits = True
 
+    # What it calls scores: logits, where other assigners take probabilities.
+    takes_logits = True
+
     def __init__(
         self,
         soft_center_radius: float = 3.0,

@@ -14,7 +14,7 @@ from detkit.task_modules import (
     MultiInstanceAssigner,
     PointAssigner,
     PseudoSampler,
-    SimOTAAssigner,
+    TaskAlignedAssigner,
 )
 
 OFFERED = ["num_level_priors"]
@@ -26,7 +26,7 @@ OFFERED = ["num_level_priors"]
         (HungarianAssigner({"type": "IoUCost"}), "HungarianAssigner assigns predictions;"),
         (PointAssigner(), "PointAssigner assigns points;"),
         (MultiInstanceAssigner(pos_iou_thr=0.5, neg_iou_thr=0.5), "MultiInstanceAssigner assigns proposals, several"),
-        (SimOTAAssigner(), "SimOTAAssigner needs bboxes, scores"),
+        (TaskAlignedAssigner(topk=3), "TaskAlignedAssigner needs bboxes, scores"),
     ],
 )
 def test_what_an_anchor_head_cannot_use_is_refused(assigner, message):

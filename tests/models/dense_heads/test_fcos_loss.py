@@ -6,7 +6,8 @@ from mmengine.structures import InstanceData
 from no_sync import NoSync
 
 from detkit.losses import CrossEntropyLoss, FocalLoss, GIoULoss
-from detkit.models.dense_heads.fcos_loss import centerness, fcos_losses
+from detkit.models.dense_heads.box_quality import centerness
+from detkit.models.dense_heads.fcos_loss import fcos_losses
 from detkit.models.dense_heads.point_targets import point_targets
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules import FCOSAssigner, PseudoSampler
