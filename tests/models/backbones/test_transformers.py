@@ -39,6 +39,8 @@ def out_of(network, x):
 @pytest.mark.parametrize("case", [case for name in NAMES for case in cases(f"backbones/{name}")])
 def test_as_in_mmdetection(case):
     network = MODELS.build(case["config"])
+    for name, value in case["state_dict"].items():
+        assert torch.equal(network.state_dict()[name], value.long()), name  # which place differs how from which
     load_weights(network, case)
     network.train(case["training"])
     x = rule_tensor(case["inputs"]["x"], -2, 2, 999).requires_grad_()
@@ -106,12 +108,14 @@ def test_rates_grow_evenly():
 
 
 def test_recomputing_activations_changes_nothing():
-    grads = []
+    grads, calls = [], []
     for with_cp in (False, True):
         network = small("SwinTransformer", with_cp=with_cp, drop_path_rate=0.5, drop_rate=0.1).train()
+        network.stages[1].blocks[0].attn.register_forward_hook(lambda *_, cp=with_cp: calls.append(cp))
         torch.manual_seed(1)
         out_of(network, images(64, 64)).square().sum().backward()
         grads.append([p.grad for p in network.parameters()])
+    assert calls == [False, True, True]
     for kept, recomputed in zip(*grads, strict=True):
         torch.testing.assert_close(kept, recomputed)
 
