@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: the metrics of the config's test set, and a table per class.
 
 python tools/test.py CONFIG work_dirs/run/best_coco_bbox_mAP_epoch_12.pth
+python tools/test.py CONFIG CHECKPOINT --tta
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = default_argument_parser("Evaluate a checkpoint on the config's test set.")
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument("--work-dir", help="folder of the results (default: work_dirs/<name of the config>/test)")
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="merge predictions of several views of each image: tta_model and tta_pipeline of the config, else a flip",
+    )
     return parser.parse_args(arguments)
 
 
@@ -27,10 +33,13 @@ def configure(args: argparse.Namespace) -> Any:
     """The config that the arguments describe."""
     from detkit.config import load
     from detkit.engine.cli import set_launcher
+    from detkit.engine.run.tta import use_tta
 
     cfg = load(args.config, args.cfg_options)
     cfg.work_dir = args.work_dir or str(Path("work_dirs", Path(args.config).stem, "test"))
     cfg.load_from, cfg.resume = args.checkpoint, False
+    if args.tta:
+        use_tta(cfg)
     set_launcher(cfg, args)
     if args.device is not None:
         cfg.device = args.device

@@ -211,7 +211,18 @@ RUN = _fields(
 assert RUN.keys is not None
 RUN_KEYS = frozenset(RUN.keys)
 
-_NMS = _fields("type", "iou_threshold", "score_threshold", "max_num", "class_agnostic", "split_thr")
+_NMS = _fields(
+    "class_agnostic",
+    "iou_threshold",
+    "max_num",
+    "method",
+    "min_score",
+    "offset",
+    "score_threshold",
+    "sigma",
+    "split_thr",
+    "type",
+)
 _INITIALIZERS = _built(
     "WEIGHT_INITIALIZERS",
     typed=False,

@@ -49,6 +49,7 @@ from detkit.models.detectors import (
 )
 from detkit.models.necks import FPN
 from detkit.models.pretrained import PretrainedInit
+from detkit.models.test_time_augs import DetTTAModel
 
 __all__ = [
     "ATSS",
@@ -65,6 +66,7 @@ __all__ = [
     "CenterNetHead",
     "CenterNetUpdateHead",
     "DetDataPreprocessor",
+    "DetTTAModel",
     "FCOSHead",
     "FSAFHead",
     "FoveaHead",

@@ -156,6 +156,8 @@ class NMSCfg:
 
 
 _COMMON = ("type", "class_agnostic", "split_thr", "max_num")
+# Every key that some kind reads.
+NMS_KEYS = (*_COMMON, *sorted({field.name for kind in (HardNMS, SoftNMS) for field in fields(kind)}))
 
 
 def nms(

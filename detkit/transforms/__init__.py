@@ -5,6 +5,7 @@ import mmcv.transforms  # noqa: F401  registers mmcv's transforms
 from detkit.transforms.formatting import PackDetInputs
 from detkit.transforms.geometric import Pad, RandomFlip, Resize
 from detkit.transforms.loading import FilterAnnotations, LoadAnnotations, LoadImageFromFile, LoadImageFromNDArray
+from detkit.transforms.test_time_aug import TestTimeAug
 
 __all__ = [
     "FilterAnnotations",
@@ -15,4 +16,5 @@ __all__ = [
     "Pad",
     "RandomFlip",
     "Resize",
+    "TestTimeAug",
 ]
