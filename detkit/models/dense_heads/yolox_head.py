@@ -185,8 +185,9 @@ class YOLOXHead(BaseModule):
             rescale: Return boxes in the frame of the original image.
         """
         logits, encoded, objectness, levels = self._flat_outputs(x)
-        best, labels = logits.max(dim=-1)  # (N, A)
-        scores = best.sigmoid() * objectness.sigmoid()
+        # Of probabilities, as in MMDetection: where several are 1, the first class counts.
+        best, labels = logits.sigmoid().max(dim=-1)  # (N, A)
+        scores = best * objectness.sigmoid()
         boxes = decode_boxes(torch.cat(levels), encoded)
         candidates = Candidates(scores, labels, boxes, kept=scores >= self.test_cfg.score_thr)
         return detections(candidates, [sample.metainfo for sample in batch_data_samples], self.test_cfg, rescale)
