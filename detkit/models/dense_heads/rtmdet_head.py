@@ -71,7 +71,7 @@ class QualityPointHead(BaseModule):
         test_cfg: Cfg | None,
         init_cfg: Cfg | Sequence[Cfg] | None,
     ) -> None:
-        super().__init__(init_cfg or _default_init())
+        super().__init__(init_cfg)
         name = type(self).__name__
         if num_classes < 1:
             raise ValueError(f"{name}: num_classes must be at least 1, got {num_classes}")
@@ -209,6 +209,7 @@ class RTMDetHead(QualityPointHead):
         test_cfg: Cfg | None = None,
         init_cfg: Cfg | Sequence[Cfg] | None = None,
     ) -> None:
+        init_cfg = init_cfg or _default_init(with_objectness)
         super().__init__(num_classes, anchor_generator, bbox_coder, loss_cls, loss_bbox, train_cfg, test_cfg, init_cfg)
         self.cls_convs, self.reg_convs = (
             conv_tower(
@@ -291,6 +292,7 @@ class RTMDetSepBNHead(QualityPointHead):
         test_cfg: Cfg | None = None,
         init_cfg: Cfg | Sequence[Cfg] | None = None,
     ) -> None:
+        init_cfg = init_cfg or _default_init(with_objectness)
         super().__init__(num_classes, anchor_generator, bbox_coder, loss_cls, loss_bbox, train_cfg, test_cfg, init_cfg)
         if share_conv and use_depthwise:
             raise ValueError("RTMDetSepBNHead: use_depthwise needs share_conv=False")
@@ -350,6 +352,7 @@ def _exp(raw: Tensor) -> Tensor:
     return raw.float().clamp(max=GREATEST_LOG).exp()
 
 
-def _default_init() -> list[dict[str, Any]]:
-    rare = [{"type": "Normal", "name": name, "std": 0.01, "bias_prob": 0.01} for name in ("rtm_cls", "rtm_obj")]
-    return [{"type": "Normal", "layer": "Conv2d", "std": 0.01, "override": rare}]
+def _default_init(with_objectness: bool) -> dict[str, Any]:
+    names = ("rtm_cls", "rtm_obj") if with_objectness else ("rtm_cls",)
+    rare = [{"type": "Normal", "name": name, "std": 0.01, "bias_prob": 0.01} for name in names]
+    return {"type": "Normal", "layer": "Conv2d", "std": 0.01, "override": rare}

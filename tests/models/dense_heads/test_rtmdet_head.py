@@ -25,9 +25,10 @@ def test_depthwise_convolutions_are_not_shared():
         RTMDetSepBNHead(2, 8, use_depthwise=True)
 
 
+@pytest.mark.parametrize("with_objectness", [True, False])
 @pytest.mark.parametrize("kind", [RTMDetHead, RTMDetSepBNHead])
-def test_it_starts_with_rare_objects(kind):
-    head = kind(2, 32, feat_channels=32, stacked_convs=1)
+def test_it_starts_with_rare_objects(kind, with_objectness):
+    head = kind(2, 32, feat_channels=32, stacked_convs=1, with_objectness=with_objectness)
     head.init_weights()
     scores, _ = head([torch.zeros(1, 32, 2, 2)] * 3)
     for level in scores:
