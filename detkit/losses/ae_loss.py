@@ -53,6 +53,8 @@ class AssociativeEmbeddingLoss(nn.Module):
         TypeError: A number was expected.
     """
 
+    learns = "pairs of corners"
+
     def __init__(self, pull_weight: float = 0.25, push_weight: float = 0.25) -> None:
         super().__init__()
         for name, value in (("pull_weight", pull_weight), ("push_weight", push_weight)):

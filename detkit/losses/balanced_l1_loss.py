@@ -51,6 +51,8 @@ class BalancedL1Loss(ElementwiseLoss):
         ValueError: Unknown reduction, or an argument out of range.
     """
 
+    learns = "coordinates"
+
     allows_empty_target = True
 
     def __init__(

@@ -37,6 +37,8 @@ class CrossEntropyCustomLoss(ElementwiseLoss):
             length.
     """
 
+    learns = "labels with channels of its own"
+
     weight_per_sample = True
     class_weight: Tensor | None
 

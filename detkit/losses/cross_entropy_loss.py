@@ -198,6 +198,8 @@ class CrossEntropyLoss(ElementwiseLoss):
         ValueError: Arguments that exclude each other, an unknown reduction, or ``class_weight`` that is none.
     """
 
+    learns = "labels"
+
     weight_per_sample = True
     class_weight: Tensor | None
 

@@ -56,6 +56,8 @@ class DDQAuxLoss(nn.Module):
         ValueError: ``train_cfg`` has no assigner, or an exponent is negative.
     """
 
+    learns = "queries"
+
     def __init__(
         self,
         loss_cls: Mapping[str, Any] | None = None,

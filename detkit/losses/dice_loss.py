@@ -53,6 +53,8 @@ class DiceLoss(ElementwiseLoss):
         ValueError: Unknown reduction, ``eps`` out of range, or a softmax.
     """
 
+    learns = "masks"
+
     def __init__(
         self,
         use_sigmoid: bool = True,

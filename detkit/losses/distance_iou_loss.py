@@ -178,6 +178,8 @@ class DIoULoss(ElementwiseLoss):
         ValueError: Unknown reduction, or an argument out of range.
     """
 
+    learns = "boxes"
+
     weight_per_coordinate = True
 
     def __init__(self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0) -> None:
@@ -203,6 +205,8 @@ class CIoULoss(ElementwiseLoss):
     Raises:
         ValueError: Unknown reduction, or an argument out of range.
     """
+
+    learns = "boxes"
 
     weight_per_coordinate = True
 
@@ -238,6 +242,8 @@ class EIoULoss(ElementwiseLoss):
         ValueError: Unknown reduction, or an argument out of range.
     """
 
+    learns = "boxes"
+
     weight_per_coordinate = True
 
     def __init__(
@@ -266,6 +272,8 @@ class SIoULoss(ElementwiseLoss):
     Raises:
         ValueError: Unknown reduction, or an argument out of range.
     """
+
+    learns = "boxes"
 
     weight_per_coordinate = True
 

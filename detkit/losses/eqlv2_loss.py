@@ -45,6 +45,8 @@ class EQLV2Loss(ElementwiseLoss):
             another length.
     """
 
+    learns = "labels with channels of its own"
+
     weight_per_sample = True
     custom_cls_channels = True
     custom_activation = True

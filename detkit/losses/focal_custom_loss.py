@@ -32,6 +32,8 @@ class FocalCustomLoss(ElementwiseLoss):
         ValueError: A number out of range, an unknown reduction, or ``use_sigmoid=False``.
     """
 
+    learns = "labels"
+
     weight_per_sample = True
 
     custom_cls_channels = True

@@ -217,6 +217,8 @@ class FocalLoss(ElementwiseLoss):
         ValueError: A number out of range, an unknown reduction, or ``use_sigmoid=False``.
     """
 
+    learns = "labels"
+
     weight_per_sample = True
 
     def __init__(

@@ -67,6 +67,8 @@ class GaussianFocalLoss(ElementwiseLoss):
         ValueError: A number out of range, or an unknown reduction.
     """
 
+    learns = "heatmaps"
+
     def __init__(
         self,
         alpha: float = 2.0,

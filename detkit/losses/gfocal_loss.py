@@ -113,6 +113,8 @@ class QualityFocalLoss(ElementwiseLoss):
         ValueError: A number out of range, an unknown reduction, or ``use_sigmoid=False``.
     """
 
+    learns = "labels with qualities"
+
     def __init__(
         self,
         use_sigmoid: bool = True,
@@ -192,6 +194,8 @@ class DistributionFocalLoss(ElementwiseLoss):
 
     ``pred`` are logits (N, n + 1), ``target`` distances (N,) in [0, n), ``weight`` is per distance (N,).
     """
+
+    learns = "distributions of distances"
 
     same_shape = False
 

@@ -115,6 +115,8 @@ class GHMC(ElementwiseLoss):
         ValueError: An argument out of range, unknown reduction or ``sum``, or a softmax.
     """
 
+    learns = "labels"
+
     counts_itself = True
     edges: Tensor
     acc_sum: Tensor | None
@@ -201,6 +203,8 @@ class GHMR(ElementwiseLoss):
         TypeError: A number was expected.
         ValueError: An argument out of range, unknown reduction or ``sum``.
     """
+
+    learns = "coordinates"
 
     counts_itself = True
     edges: Tensor

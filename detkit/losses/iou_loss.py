@@ -129,6 +129,8 @@ class IoULoss(ElementwiseLoss):
         ValueError: Unknown reduction or mode, or ``eps`` out of range.
     """
 
+    learns = "boxes"
+
     weight_per_coordinate = True
 
     def __init__(
@@ -162,6 +164,8 @@ class GIoULoss(ElementwiseLoss):
         ValueError: Unknown reduction, or an argument out of range.
     """
 
+    learns = "boxes"
+
     weight_per_coordinate = True
 
     def __init__(self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0) -> None:
@@ -186,6 +190,8 @@ class BoundedIoULoss(ElementwiseLoss):
     Raises:
         ValueError: Unknown reduction, or an argument out of range.
     """
+
+    learns = "boxes"
 
     def __init__(self, beta: float = 0.2, eps: float = 1e-3, reduction: str = "mean", loss_weight: float = 1.0) -> None:
         super().__init__(reduction, loss_weight)

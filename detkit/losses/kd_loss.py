@@ -49,6 +49,8 @@ class KnowledgeDistillationKLDivLoss(ElementwiseLoss):
         ValueError: Unknown reduction, or ``T`` out of range.
     """
 
+    learns = "distributions of a teacher"
+
     def __init__(self, reduction: str = "mean", loss_weight: float = 1.0, T: float = 10) -> None:
         super().__init__(reduction, loss_weight)
         check_number(type(self).__name__, "T", T, low=1)

@@ -76,6 +76,8 @@ class L2Loss(ElementwiseLoss):
         ValueError: Unknown reduction, or ``sum``.
     """
 
+    learns = "similarities"
+
     counts_itself = True
 
     def __init__(

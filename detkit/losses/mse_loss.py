@@ -20,5 +20,7 @@ def mse_loss(pred: Tensor, target: Tensor) -> Tensor:
 class MSELoss(ElementwiseLoss):
     """Squared difference."""
 
+    learns = "coordinates"
+
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
         return mse_loss(pred, target)

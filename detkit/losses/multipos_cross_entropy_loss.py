@@ -50,6 +50,8 @@ class MultiPosCrossEntropyLoss(ElementwiseLoss):
         ValueError: Unknown reduction.
     """
 
+    learns = "similarities"
+
     same_shape = False  # the function checks more
 
     def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:

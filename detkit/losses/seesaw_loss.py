@@ -65,6 +65,8 @@ class SeesawLoss(ElementwiseLoss):
         ValueError: A number out of range, an unknown reduction, or ``use_sigmoid=True``.
     """
 
+    learns = "labels with channels of its own"
+
     custom_cls_channels = True
     custom_activation = True
     custom_accuracy = True

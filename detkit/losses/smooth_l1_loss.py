@@ -44,6 +44,8 @@ class SmoothL1Loss(ElementwiseLoss):
         ValueError: Unknown reduction, or ``beta`` out of range.
     """
 
+    learns = "coordinates"
+
     allows_empty_target = True
 
     def __init__(self, beta: float = 1.0, reduction: str = "mean", loss_weight: float = 1.0) -> None:
@@ -58,6 +60,8 @@ class SmoothL1Loss(ElementwiseLoss):
 @MODELS.register_module()
 class L1Loss(ElementwiseLoss):
     """Absolute difference."""
+
+    learns = "coordinates"
 
     allows_empty_target = True
 

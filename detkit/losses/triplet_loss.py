@@ -48,6 +48,8 @@ class TripletLoss(nn.Module):
         ValueError: ``margin`` out of range, or not ``hard_mining``.
     """
 
+    learns = "identities"
+
     def __init__(self, margin: float = 0.3, loss_weight: float = 1.0, hard_mining: bool = True) -> None:
         super().__init__()
         if not hard_mining:

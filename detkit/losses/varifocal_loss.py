@@ -51,6 +51,8 @@ class VarifocalLoss(ElementwiseLoss):
         ValueError: A number out of range, an unknown reduction, or ``use_sigmoid=False``.
     """
 
+    learns = "qualities of classes"
+
     def __init__(
         self,
         use_sigmoid: bool = True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,11 +14,10 @@ from detkit.task_modules import (
     GridAnchors,
     anchor_inside_flags,
     assign_batch,
-    needed_inputs,
     sample_batch,
 )
 
-__all__ = ["AnchorTargets", "BoxCoder", "anchor_targets", "check_assigner", "valid_anchors"]
+__all__ = ["AnchorTargets", "BoxCoder", "anchor_targets", "valid_anchors"]
 
 
 class BoxCoder(Protocol):
@@ -79,28 +78,6 @@ def valid_anchors(
         flags = torch.cat(generator.valid_flags(sizes, meta["pad_shape"], anchors.device))
         rows.append(anchor_inside_flags(anchors, flags, meta["img_shape"], allowed_border))
     return torch.stack(rows)
-
-
-def check_assigner(assigner: Any, offered: Collection[str], head: str) -> list[str]:
-    """What of ``offered`` the assigner asks for besides anchors; ``head`` is who would use it.
-
-    Raises:
-        ValueError: It asks for more, or says by ``prior_kind`` that it does not assign boxes, one object to each.
-    """
-    kind = getattr(assigner, "prior_kind", "boxes")
-    if kind != "boxes":
-        raise ValueError(
-            f"{head}: train_cfg.assigner: {type(assigner).__name__} assigns {kind}; this head has anchor boxes, one "
-            "object to each, as MaxIoUAssigner and ATSSAssigner assign them"
-        )
-    needed = needed_inputs(assigner)
-    missing = [name for name in needed if name not in offered]
-    if missing:
-        raise ValueError(
-            f"{head}: train_cfg.assigner: {type(assigner).__name__} needs {', '.join(missing)}, which this head does "
-            "not give; it assigns by anchors alone, as MaxIoUAssigner and ATSSAssigner do"
-        )
-    return needed
 
 
 def anchor_targets(

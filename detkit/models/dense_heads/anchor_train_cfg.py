@@ -13,9 +13,9 @@ from detkit.models.dense_heads.anchor_targets import (
     AnchorTargets,
     BoxCoder,
     anchor_targets,
-    check_assigner,
     valid_anchors,
 )
+from detkit.models.dense_heads.part_checks import check_assigner, dense_sampler
 from detkit.registry import TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -64,7 +64,7 @@ class AnchorTrainCfg:
         return cls(
             assigner,
             check_assigner(assigner, offered, head),
-            TASK_UTILS.build(train_cfg.get("sampler") or {"type": "PseudoSampler"}),
+            dense_sampler(train_cfg.get("sampler"), head),
             train_cfg.get("allowed_border", -1),
             train_cfg.get("pos_weight", -1),
             head,

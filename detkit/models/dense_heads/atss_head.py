@@ -14,6 +14,7 @@ from detkit.models.dense_heads.anchor_train_cfg import ANCHOR_TRAIN_CFG_KEYS, An
 from detkit.models.dense_heads.atss_layers import ATSSLayers, one_anchor_of_a_cell
 from detkit.models.dense_heads.box_quality import centerness_of_anchors, quality_box_loss
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
+from detkit.models.dense_heads.part_checks import check_box_loss, check_coder, check_loss
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.registry import MODELS, TASK_UTILS
 from detkit.structures import DetDataSample
@@ -99,6 +100,9 @@ class ATSSHead(ATSSLayers):
         self.loss_cls = of_labels
         self.loss_bbox = MODELS.build(loss_bbox or {"type": "GIoULoss", "loss_weight": 2.0})
         self.loss_centerness = MODELS.build(loss_centerness or {"type": "CrossEntropyLoss", "use_sigmoid": True})
+        check_coder(coder, "boxes", "ATSSHead")
+        check_loss(self.loss_cls, ["labels"], "ATSSHead", "loss_cls")
+        check_box_loss(self.loss_bbox, reg_decoded_bbox, "ATSSHead")
         self.train_cfg = AnchorTrainCfg.of(train_cfg, "ATSSHead")
         self.test_cfg = DenseTestCfg.of(test_cfg)
 

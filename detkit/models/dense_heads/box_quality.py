@@ -59,4 +59,4 @@ def quality_box_loss(
     predicted = torch.where((quality > 0).unsqueeze(-1), predicted, wanted)
     weight = quality.unsqueeze(-1).expand_as(predicted)
     total = reduce_mean(quality.sum(), least=least)
-    return loss_bbox(predicted.flatten(0, 1), wanted.flatten(0, 1), weight=weight.flatten(0, 1), avg_factor=total)
+    return loss_bbox(predicted.flatten(0, 1), wanted.flatten(0, 1), weight.flatten(0, 1), avg_factor=total)

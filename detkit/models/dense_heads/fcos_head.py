@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from detkit.models.dense_heads.fcos_loss import fcos_losses
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
-from detkit.models.dense_heads.point_targets import check_point_assigner, point_targets, wants_logits
+from detkit.models.dense_heads.part_checks import check_assigner, check_coder, check_loss, dense_sampler
+from detkit.models.dense_heads.point_targets import POINT_KINDS, point_targets, wants_logits
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.towers import conv_tower
 from detkit.registry import MODELS, TASK_UTILS, check_keys
@@ -101,6 +102,9 @@ class FCOSHead(BaseModule):
         self.loss_bbox = MODELS.build(loss_bbox or {"type": "IoULoss"})
         self.loss_centerness = MODELS.build(loss_centerness or {"type": "CrossEntropyLoss", "use_sigmoid": True})
 
+        check_coder(self.bbox_coder, "points", "FCOSHead")
+        check_loss(self.loss_cls, ["labels"], "FCOSHead", "loss_cls")
+        check_loss(self.loss_bbox, ["boxes", "coordinates"], "FCOSHead", "loss_bbox")
         check_keys(train_cfg, self.train_cfg_keys, "train_cfg")
         train_cfg = train_cfg or {}
         own_rule = {
@@ -109,8 +113,8 @@ class FCOSHead(BaseModule):
             "center_sample_radius": center_sample_radius if center_sampling else None,
         }
         self.assigner = TASK_UTILS.build(train_cfg.get("assigner") or own_rule)
-        self.assigner_inputs = check_point_assigner(self.assigner, self.assigner_offers, "FCOSHead")
-        self.sampler = TASK_UTILS.build(train_cfg.get("sampler") or {"type": "PseudoSampler"})
+        self.assigner_inputs = check_assigner(self.assigner, self.assigner_offers, "FCOSHead", POINT_KINDS)
+        self.sampler = dense_sampler(train_cfg.get("sampler"), "FCOSHead")
         self.box_scale = train_cfg.get("box_scale", 8)
         self.test_cfg = DenseTestCfg.of(test_cfg)
 

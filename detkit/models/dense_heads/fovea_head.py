@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
-from detkit.models.dense_heads.point_targets import check_point_assigner, point_targets, wants_logits
+from detkit.models.dense_heads.part_checks import check_assigner, check_loss, dense_sampler
+from detkit.models.dense_heads.point_targets import POINT_KINDS, point_targets, wants_logits
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.towers import conv_tower
 from detkit.ops import DeformConv2d
@@ -124,12 +125,14 @@ class FoveaHead(BaseModule):
         self.loss_cls = MODELS.build(loss_cls or {"type": "FocalLoss"})
         self.loss_bbox = MODELS.build(loss_bbox or {"type": "SmoothL1Loss", "beta": 0.11})
 
+        check_loss(self.loss_cls, ["labels"], "FoveaHead", "loss_cls")
+        check_loss(self.loss_bbox, ["coordinates"], "FoveaHead", "loss_bbox")
         check_keys(train_cfg, self.train_cfg_keys, "train_cfg")
         train_cfg = train_cfg or {}
         own_rule = {"type": "FoveaAssigner", "scale_ranges": scale_ranges, "sigma": sigma}
         self.assigner = TASK_UTILS.build(train_cfg.get("assigner") or own_rule)
-        self.assigner_inputs = check_point_assigner(self.assigner, self.assigner_offers, "FoveaHead")
-        self.sampler = TASK_UTILS.build(train_cfg.get("sampler") or {"type": "PseudoSampler"})
+        self.assigner_inputs = check_assigner(self.assigner, self.assigner_offers, "FoveaHead", POINT_KINDS)
+        self.sampler = dense_sampler(train_cfg.get("sampler"), "FoveaHead")
         self.box_scale = train_cfg.get("box_scale", 8)
         self.test_cfg = DenseTestCfg.of(test_cfg)
 

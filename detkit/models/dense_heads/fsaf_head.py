@@ -95,7 +95,8 @@ class FSAFHead(RetinaHead):
         Beside them, to be logged: ``num_pos``, the positives per image, and ``pos_recall``, the percentage of these
         whose class has the highest score.
         """
-        if self.assigner is None:
+        cfg = self.train_cfg
+        if cfg.assigner is None:
             raise ValueError("FSAFHead: training needs train_cfg with an assigner")
         cls_scores, bbox_preds = self(x)
         sizes = featmap_sizes(cls_scores)
@@ -105,16 +106,17 @@ class FSAFHead(RetinaHead):
         encoded = flatten_levels(bbox_preds, self.encode_size).clamp(min=LEAST_DISTANCE)  # (N, A, 4)
         truth = GroundTruth.from_samples(batch_data_samples)
         metas = [sample.metainfo for sample in batch_data_samples]
-        valid = valid_anchors(anchors, self.prior_generator, sizes, metas, self.allowed_border)
-        offered = {"num_level_priors": [len(level) for level in levels]}
-        inputs = {name: offered[name] for name in self.assigner_inputs}
-        assigned = assign_batch(self.assigner, anchors, truth, valid, **inputs)
-        sampled = sample_batch(self.sampler, assigned, anchors, truth)
+        valid = valid_anchors(anchors, self.prior_generator, sizes, metas, cfg.allowed_border)
+        inputs = cfg.inputs(
+            levels, lambda: self.bbox_coder.decode(anchors.expand_as(encoded), encoded), logits, self._activate
+        )
+        assigned = assign_batch(cfg.assigner, anchors, truth, valid, **inputs)
+        sampled = sample_batch(cfg.sampler, assigned, anchors, truth)
 
         positive = sampled.positive
         boxes, own_labels = truth.matched(assigned.gt_inds, anchors)
         labels = torch.where(positive, own_labels, self.num_classes)
-        weight = positive * (self.pos_weight if self.pos_weight > 0 else 1.0) + sampled.negative * 1.0
+        weight = positive * (cfg.pos_weight if cfg.pos_weight > 0 else 1.0) + sampled.negative * 1.0
         cls_weight = weight.unsqueeze(-1) * ~self._shadowed(assigned, truth, logits)
         of_class = self.loss_cls(
             logits.flatten(0, 1), labels.flatten(), cls_weight.flatten(0, 1), reduction_override="none"

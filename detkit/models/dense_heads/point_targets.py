@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from detkit.structures.ground_truth import GroundTruth
-from detkit.task_modules import assign_batch, needed_inputs, sample_batch
+from detkit.task_modules import assign_batch, sample_batch
 
 __all__ = [
     "POINT_KINDS",
     "PointTargets",
     "boxes_around_origin",
-    "check_point_assigner",
     "point_targets",
     "priors_of_kind",
     "wants_logits",
@@ -43,28 +42,9 @@ class PointTargets(NamedTuple):
     overlaps: Tensor
 
 
-def check_point_assigner(assigner: Any, offered: Collection[str], head: str) -> list[str]:
-    """What of ``offered`` the assigner asks for besides points; ``head`` is who would use it.
-
-    Raises:
-        ValueError: It assigns neither points nor boxes, or asks for more.
-    """
-    kind, name = getattr(assigner, "prior_kind", "boxes"), type(assigner).__name__
-    if kind not in POINT_KINDS:
-        raise ValueError(f"{head}: train_cfg.assigner: {name} assigns {kind}; this head has {' or '.join(POINT_KINDS)}")
-    needed = needed_inputs(assigner)
-    missing = [name for name in needed if name not in offered]
-    if missing:
-        raise ValueError(
-            f"{head}: train_cfg.assigner: {name} needs {', '.join(missing)}, which this head does not give; it has "
-            f"{', '.join(offered)}"
-        )
-    return needed
-
-
 def wants_logits(assigner: Any) -> bool:
     """Whether the ``scores`` that an assigner asks for are logits instead of probabilities."""
-    return bool(getattr(assigner, "scores_are_logits", False))
+    return bool(getattr(assigner, "takes_logits", False))
 
 
 def priors_of_kind(points: Tensor, kind: str, box_scale: float) -> Tensor:

@@ -12,9 +12,10 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
-from detkit.models.dense_heads.anchor_targets import anchor_targets, check_assigner, valid_anchors
+from detkit.models.dense_heads.anchor_targets import anchor_targets, valid_anchors
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
-from detkit.models.dense_heads.point_targets import check_point_assigner, priors_of_kind
+from detkit.models.dense_heads.part_checks import check_assigner, dense_sampler
+from detkit.models.dense_heads.point_targets import POINT_KINDS, priors_of_kind
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.representative_points import TRANSFORMS, box_of_points, grid_of_boxes
 from detkit.models.dense_heads.towers import conv_tower
@@ -151,10 +152,10 @@ class RepPointsHead(BaseModule):
         first, second = (TASK_UTILS.build(stage["assigner"]) if "assigner" in stage else None for stage in stages)
         offered = ["num_level_priors"]
         self.init_assigner, self.refine_assigner = first, second
-        self.init_inputs = check_point_assigner(first, offered, "RepPointsHead")
+        self.init_inputs = check_assigner(first, offered, "RepPointsHead", POINT_KINDS)
         self.refine_inputs = check_assigner(second, offered, "RepPointsHead")
         self.init_pos_weight, self.refine_pos_weight = (stage.get("pos_weight", -1) for stage in stages)
-        self.sampler = TASK_UTILS.build(train_cfg.get("sampler") or {"type": "PseudoSampler"})
+        self.sampler = dense_sampler(train_cfg.get("sampler"), "RepPointsHead")
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Logits (N, C, H_l, W_l) and boxes (N, 4, H_l, W_l), in strides from the corner of the cell."""

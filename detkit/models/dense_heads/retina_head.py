@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from detkit.events import get_event_storage
 from detkit.losses.reduction import reduce_mean
 from detkit.models.dense_heads.anchor_loss import anchor_losses
-from detkit.models.dense_heads.anchor_targets import AnchorTargets, anchor_targets, check_assigner, valid_anchors
+from detkit.models.dense_heads.anchor_targets import AnchorTargets
+from detkit.models.dense_heads.anchor_train_cfg import ANCHOR_TRAIN_CFG_KEYS, AnchorTrainCfg
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
+from detkit.models.dense_heads.part_checks import check_box_loss, check_coder, check_loss
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.towers import conv_tower
-from detkit.registry import MODELS, TASK_UTILS, check_keys
+from detkit.registry import MODELS, TASK_UTILS
 from detkit.structures import DetDataSample
-from detkit.structures.ground_truth import GroundTruth
 
 __all__ = ["RetinaHead"]
 
@@ -50,10 +51,10 @@ class RetinaHead(BaseModule):
             ``dict(type='EMA', momentum=0.9, init=100)`` (Detectron2).
 
     Raises:
-        ValueError: ``num_classes`` below 1, or an unknown ``loss_normalizer``.
+        ValueError: ``num_classes`` below 1, an unknown ``loss_normalizer``, or parts that do not fit.
     """
 
-    train_cfg_keys = ("assigner", "sampler", "allowed_border", "pos_weight", "debug")
+    train_cfg_keys = ANCHOR_TRAIN_CFG_KEYS
     test_cfg_keys = TEST_CFG_KEYS
 
     def __init__(
@@ -75,8 +76,9 @@ class RetinaHead(BaseModule):
         loss_normalizer: str | Cfg = "num_pos",
     ) -> None:
         super().__init__(init_cfg or _default_init())
+        name = type(self).__name__
         if num_classes < 1:
-            raise ValueError(f"RetinaHead: num_classes must be at least 1, got {num_classes}")
+            raise ValueError(f"{name}: num_classes must be at least 1, got {num_classes}")
         self.num_classes = num_classes
         self.reg_decoded_bbox = reg_decoded_bbox
         self.prior_generator = TASK_UTILS.build(anchor_generator or _default_anchors())
@@ -87,7 +89,7 @@ class RetinaHead(BaseModule):
         self.loss_bbox = MODELS.build(loss_bbox or {"type": "L1Loss"})
         if isinstance(loss_normalizer, str) and loss_normalizer != "num_pos":
             raise ValueError(
-                f"RetinaHead: loss_normalizer must be 'num_pos' or a module such as dict(type='EMA'), "
+                f"{name}: loss_normalizer must be 'num_pos' or a module such as dict(type='EMA'), "
                 f"got {loss_normalizer!r}"
             )
         self.loss_normalizer = None if isinstance(loss_normalizer, str) else MODELS.build(loss_normalizer)
@@ -95,13 +97,10 @@ class RetinaHead(BaseModule):
         # A softmax has a channel for the background, the last.
         self.cls_out_channels = num_classes if self.use_sigmoid_cls else num_classes + 1
 
-        check_keys(train_cfg, self.train_cfg_keys, "train_cfg")
-        train_cfg = train_cfg or {}
-        self.assigner = TASK_UTILS.build(train_cfg["assigner"]) if "assigner" in train_cfg else None
-        self.assigner_inputs = check_assigner(self.assigner, ["num_level_priors"], "RetinaHead")
-        self.sampler = TASK_UTILS.build(train_cfg.get("sampler") or {"type": "PseudoSampler"})
-        self.allowed_border = train_cfg.get("allowed_border", -1)
-        self.pos_weight = train_cfg.get("pos_weight", -1)
+        check_coder(self.bbox_coder, "boxes", name)
+        check_loss(self.loss_cls, ["labels"], name, "loss_cls")
+        check_box_loss(self.loss_bbox, reg_decoded_bbox, name)
+        self.train_cfg = AnchorTrainCfg.of(train_cfg, name)
         self.test_cfg = DenseTestCfg.of(test_cfg)
 
         self.cls_convs, self.reg_convs = (
@@ -128,30 +127,26 @@ class RetinaHead(BaseModule):
 
         A training run also notes ``num_pos_anchors``, the positives per image of this process.
         """
-        if self.assigner is None:
-            raise ValueError("RetinaHead: training needs train_cfg with an assigner")
         cls_scores, bbox_preds = self(x)
         sizes = featmap_sizes(cls_scores)
         levels = self.prior_generator.grid_priors(sizes, device=cls_scores[0].device)
         anchors = torch.cat(levels)
-        offered = {"num_level_priors": [len(level) for level in levels]}
-        metas = [sample.metainfo for sample in batch_data_samples]
-        targets = anchor_targets(
-            anchors,
-            GroundTruth.from_samples(batch_data_samples),
-            valid_anchors(anchors, self.prior_generator, sizes, metas, self.allowed_border),
-            self.assigner,
-            self.sampler,
-            None if self.reg_decoded_bbox else self.bbox_coder,
+        logits = flatten_levels(cls_scores, self.cls_out_channels)  # (N, A, C)
+        boxes = flatten_levels(bbox_preds, self.encode_size)  # (N, A, 4)
+        targets = self.train_cfg.targets(
+            levels,
+            self.prior_generator,
+            sizes,
+            batch_data_samples,
             self.num_classes,
-            self.pos_weight,
-            {name: offered[name] for name in self.assigner_inputs},
+            self.train_cfg.inputs(
+                levels, lambda: self.bbox_coder.decode(anchors.expand_as(boxes), boxes), logits, self._activate
+            ),
+            None if self.reg_decoded_bbox else self.bbox_coder,
         )
         if self.training and not torch.compiler.is_compiling():
             num_positive = targets.bbox_weights.sum() / len(batch_data_samples)
             get_event_storage().put_scalar("num_pos_anchors", num_positive)
-        logits = flatten_levels(cls_scores, self.cls_out_channels)  # (N, A, C)
-        boxes = flatten_levels(bbox_preds, self.encode_size)  # (N, A, 4)
         of_labels, of_boxes = anchor_losses(
             logits,
             boxes,
@@ -192,6 +187,10 @@ class RetinaHead(BaseModule):
             logits=self.use_sigmoid_cls,
         )
         return detections(candidates, metas, self.test_cfg, rescale)
+
+    def _activate(self, logits: Tensor) -> Tensor:
+        """Probabilities (N, A, C) of logits, background left out."""
+        return logits.sigmoid() if self.use_sigmoid_cls else self._scores(logits)
 
     def _scores(self, logits: Tensor) -> Tensor:
         """Logits (N, A, C) of a sigmoid as they are, of a softmax the scores without the background."""

@@ -15,9 +15,10 @@ from detkit.losses.reduction import reduce_mean
 from detkit.models.dense_heads.anchor_targets import valid_anchors
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
 from detkit.models.dense_heads.objectness import geometric_mean_logit
+from detkit.models.dense_heads.part_checks import check_assigner, dense_sampler
 from detkit.models.dense_heads.point_targets import (
+    POINT_KINDS,
     PointTargets,
-    check_point_assigner,
     point_targets,
     wants_logits,
 )
@@ -86,8 +87,8 @@ class QualityPointHead(BaseModule):
         check_keys(train_cfg, self.train_cfg_keys, "train_cfg")
         train_cfg = train_cfg or {}
         self.assigner = TASK_UTILS.build(train_cfg.get("assigner") or {"type": "DynamicSoftLabelAssigner"})
-        self.assigner_inputs = check_point_assigner(self.assigner, self.assigner_offers, name)
-        self.sampler = TASK_UTILS.build(train_cfg.get("sampler") or {"type": "PseudoSampler"})
+        self.assigner_inputs = check_assigner(self.assigner, self.assigner_offers, name, POINT_KINDS)
+        self.sampler = dense_sampler(train_cfg.get("sampler"), name)
         self.pos_weight = train_cfg.get("pos_weight", -1)
         self.box_scale = train_cfg.get("box_scale", 8)
         self.test_cfg = DenseTestCfg.of(test_cfg)

@@ -12,8 +12,9 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
-from detkit.models.dense_heads.anchor_targets import AnchorTargets, anchor_targets, check_assigner, valid_anchors
+from detkit.models.dense_heads.anchor_targets import AnchorTargets, anchor_targets, valid_anchors
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level
+from detkit.models.dense_heads.part_checks import check_assigner, dense_sampler
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.towers import conv_tower
 from detkit.registry import MODELS, TASK_UTILS, check_keys
@@ -114,7 +115,7 @@ class SSDHead(BaseModule):
         train_cfg = train_cfg or {}
         self.assigner = TASK_UTILS.build(train_cfg["assigner"]) if "assigner" in train_cfg else None
         self.assigner_inputs = check_assigner(self.assigner, ["num_level_priors"], "SSDHead")
-        self.sampler = TASK_UTILS.build(train_cfg.get("sampler") or {"type": "PseudoSampler"})
+        self.sampler = dense_sampler(train_cfg.get("sampler"), "SSDHead")
         self.allowed_border = train_cfg.get("allowed_border", -1)
         self.pos_weight = train_cfg.get("pos_weight", -1)
         self.neg_pos_ratio = train_cfg.get("neg_pos_ratio", 3)

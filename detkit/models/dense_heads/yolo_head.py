@@ -11,8 +11,9 @@ from mmengine.model import BaseModule, bias_init_with_prob
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from detkit.models.dense_heads.anchor_targets import AnchorTargets, anchor_targets, check_assigner
+from detkit.models.dense_heads.anchor_targets import AnchorTargets, anchor_targets
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level
+from detkit.models.dense_heads.part_checks import check_assigner, dense_sampler
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.summed_loss import build_summed_loss
 from detkit.registry import MODELS, TASK_UTILS, check_keys
@@ -132,7 +133,7 @@ class YOLOV3Head(BaseModule):
         train_cfg, test_cfg = train_cfg or {}, dict(test_cfg or {})
         self.assigner = TASK_UTILS.build(train_cfg["assigner"]) if "assigner" in train_cfg else None
         self.assigner_inputs = check_assigner(self.assigner, self.assigner_offers, "YOLOV3Head")
-        self.sampler = TASK_UTILS.build(train_cfg.get("sampler") or {"type": "PseudoSampler"})
+        self.sampler = dense_sampler(train_cfg.get("sampler"), "YOLOV3Head")
         self.conf_thr = test_cfg.pop("conf_thr", -1)
         self.test_cfg = DenseTestCfg.of(test_cfg)
 

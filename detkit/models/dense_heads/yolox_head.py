@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_levels
 from detkit.models.dense_heads.objectness import geometric_mean, geometric_mean_logit
-from detkit.models.dense_heads.point_targets import check_point_assigner, point_targets, wants_logits
+from detkit.models.dense_heads.part_checks import check_assigner, dense_sampler
+from detkit.models.dense_heads.point_targets import POINT_KINDS, point_targets, wants_logits
 from detkit.models.dense_heads.postprocess import Candidates, DenseTestCfg, detections
 from detkit.models.dense_heads.summed_loss import build_summed_loss
 from detkit.models.dense_heads.towers import conv_tower
@@ -100,8 +101,8 @@ class YOLOXHead(BaseModule):
         check_keys(test_cfg, self.test_cfg_keys, "test_cfg")
         train_cfg = train_cfg or {}
         self.assigner = TASK_UTILS.build(train_cfg.get("assigner") or {"type": "SimOTAAssigner"})
-        self.assigner_inputs = check_point_assigner(self.assigner, self.assigner_offers, "YOLOXHead")
-        self.sampler = TASK_UTILS.build(train_cfg.get("sampler") or {"type": "PseudoSampler"})
+        self.assigner_inputs = check_assigner(self.assigner, self.assigner_offers, "YOLOXHead", POINT_KINDS)
+        self.sampler = dense_sampler(train_cfg.get("sampler"), "YOLOXHead")
         self.box_scale = train_cfg.get("box_scale", 8)
         self.test_cfg = DenseTestCfg.of({**(test_cfg or {}), "max_per_img": -1})
 

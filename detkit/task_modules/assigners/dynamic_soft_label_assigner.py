@@ -53,8 +53,6 @@ class DynamicSoftLabelAssigner:
     """
 
     prior_kind = "points with strides"
-    scores_are_logits = True
-
     # What it calls scores: logits, where other assigners take probabilities.
     takes_logits = True
 

@@ -138,6 +138,8 @@ class BucketingBBoxCoder:
         use_box_type: Accepted for MMDetection's configs; boxes are plain tensors either way.
     """
 
+    prior_kind = "boxes, as buckets and offsets"
+
     encode_size = 4
 
     def __init__(

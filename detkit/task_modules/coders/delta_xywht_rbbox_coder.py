@@ -57,6 +57,8 @@ class DeltaXYWHTRBBoxCoder:
         ValueError: Not five numbers of statistics, or an unknown ``angle_version``.
     """
 
+    prior_kind = "rotated boxes"
+
     encode_size = 5
 
     def __init__(

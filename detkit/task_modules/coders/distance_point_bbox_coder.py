@@ -22,6 +22,8 @@ class DistancePointBBoxCoder:
         use_box_type: Accepted for MMDetection's configs; boxes are plain tensors either way.
     """
 
+    prior_kind = "points"
+
     encode_size = 4
 
     def __init__(self, clip_border: bool = True, use_box_type: bool = False) -> None:

@@ -25,6 +25,8 @@ class YOLOBBoxCoder:
         use_box_type: Accepted for MMDetection's configs; boxes are plain tensors either way.
     """
 
+    prior_kind = "boxes with strides"
+
     encode_size = 4
 
     def __init__(self, eps: float = 1e-6, use_box_type: bool = False) -> None:

@@ -75,6 +75,8 @@ class MaskSamplingResult(SamplingResult):
 class MaskPseudoSampler:
     """Takes all positive and all negative masks."""
 
+    only_for = "samples masks"
+
     def sample(
         self, assign_result: AssignResult, pred_instances: InstanceData, gt_instances: InstanceData, **kwargs: Any
     ) -> MaskSamplingResult:

@@ -70,6 +70,8 @@ class MultiInsRandomSampler:
         add_gt_as_proposals: Accepted for MMDetection's configs; the assigner has added them.
     """
 
+    only_for = "samples proposals with several objects to each"
+
     def __init__(self, num: int, pos_fraction: float, neg_pos_ub: float = -1, add_gt_as_proposals: bool = True) -> None:
         self.quota = Quota.of(self, num, pos_fraction, neg_pos_ub)
         self.num = num

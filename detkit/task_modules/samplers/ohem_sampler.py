@@ -29,6 +29,8 @@ class OHEMSampler(QuotaSampler):
         loss_key: Which of the box head's losses counts.
     """
 
+    only_for = "runs the RoI head"
+
     def __init__(
         self,
         num: int,

@@ -112,6 +112,8 @@ class ScoreHLRSampler:
         iou_thr: IoU from which predicted boxes are of one group.
     """
 
+    only_for = "runs the RoI head"
+
     def __init__(
         self,
         num: int,

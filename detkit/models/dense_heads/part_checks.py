@@ -1,0 +1,115 @@
+"""Whether the parts that a config names fit a dense head: said when it is built, with the reason.
+
+detkit's parts say by a class attribute what they are for: coders and assigners by ``prior_kind``, losses by ``learns``,
+samplers by ``only_for``. A part of one's own that says nothing is taken at its word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from detkit.registry import TASK_UTILS, find
+from detkit.task_modules import needed_inputs
+
+__all__ = ["check_assigner", "check_box_loss", "check_coder", "check_loss", "dense_sampler"]
+
+
+def check_assigner(
+    assigner: Any, offered: Collection[str], head: str, kinds: Collection[str] = ("boxes",)
+) -> list[str]:
+    """What of ``offered`` the assigner asks for besides priors.
+
+    Args:
+        assigner: Built assigner; None asks for nothing.
+        offered: What the head can give besides.
+        head: Who would use it.
+        kinds: What priors of the head may be to it.
+
+    Raises:
+        ValueError: It assigns something else, or asks for more.
+    """
+    kind, name = getattr(assigner, "prior_kind", "boxes"), type(assigner).__name__
+    if kind not in kinds:
+        raise ValueError(f"{head}: train_cfg.assigner: {name} assigns {kind}; this head has {' or '.join(kinds)}")
+    needed = needed_inputs(assigner)
+    missing = [name for name in needed if name not in offered]
+    if missing:
+        raise ValueError(
+            f"{head}: train_cfg.assigner: {name} needs {', '.join(missing)}, which this head does not give; it has "
+            f"{', '.join(offered)}"
+        )
+    return needed
+
+
+def check_coder(coder: Any, kind: str, head: str) -> None:
+    """Refuse a box coder of other priors than ``head`` has.
+
+    Raises:
+        ValueError: With what it codes.
+    """
+    own = getattr(coder, "prior_kind", "boxes")
+    if own != kind:
+        raise ValueError(f"{head}: bbox_coder: {type(coder).__name__} codes boxes by {own}; this head has {kind}")
+
+
+def check_loss(loss: Any, kinds: Collection[str], head: str, argument: str, remedy: str = "") -> None:
+    """Refuse a loss that learns something else than ``head`` gives it.
+
+    Args:
+        loss: Built loss.
+        kinds: What it may learn.
+        head: Who would use it.
+        argument: The head's argument, for the message.
+        remedy: What to change, for the message.
+
+    Raises:
+        ValueError: With what it learns.
+    """
+    learns = "masks" if getattr(loss, "use_mask", False) else getattr(loss, "learns", None)
+    if learns is not None and learns not in kinds:
+        raise ValueError(
+            f"{head}: {argument}: {type(loss).__name__} learns {learns}; here are {' or '.join(kinds)}"
+            f"{'; ' if remedy else ''}{remedy}"
+        )
+
+
+def check_box_loss(loss: Any, decoded: bool, head: str) -> None:
+    """Refuse a box loss that does not fit what ``head`` compares: boxes where ``decoded``, else their encoding.
+
+    Raises:
+        ValueError: With what it learns.
+    """
+    if decoded:
+        check_loss(loss, ["coordinates", "boxes"], head, "loss_bbox")
+    else:
+        check_loss(loss, ["coordinates"], head, "loss_bbox", "reg_decoded_bbox=True compares boxes")
+
+
+def dense_sampler(cfg: Mapping[str, Any] | None, head: str) -> Any:
+    """Build a sampler of priors; None takes every prior that the assigner does not ignore.
+
+    Raises:
+        ValueError: A sampler that is not for dense heads, or one that adds objects as proposals.
+    """
+    if cfg is None:
+        return TASK_UTILS.build({"type": "PseudoSampler"})
+    _check_sampler_type(cfg, head, "train_cfg.sampler")
+    sampler = TASK_UTILS.build(cfg)
+    if getattr(sampler, "add_gt_as_proposals", False):
+        raise ValueError(
+            f"{head}: train_cfg.sampler: {type(sampler).__name__} adds objects as proposals, and a dense head predicts "
+            "nothing for them; set add_gt_as_proposals=False"
+        )
+    return sampler
+
+
+def _check_sampler_type(cfg: Mapping[str, Any], head: str, path: str) -> None:
+    kind = cfg.get("type")
+    only_for = getattr(find(kind, TASK_UTILS) if isinstance(kind, str) else kind, "only_for", None)
+    if only_for is not None:
+        name = kind if isinstance(kind, str) else getattr(kind, "__name__", kind)
+        raise ValueError(f"{head}: {path}: {name} {only_for}; this head has priors, with one object to each")
+    for part in ("pos_sampler", "neg_sampler"):
+        if isinstance(cfg.get(part), Mapping):
+            _check_sampler_type(cfg[part], head, f"{path}.{part}")
