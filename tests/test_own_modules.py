@@ -142,7 +142,7 @@ def test_a_loss(own_model, monkeypatch):
 
 def test_an_assigner(own_model, monkeypatch):
     model = own_model("assigners")
-    own = model.bbox_head.assigner
+    own = model.bbox_head.train_cfg.assigner
     assert type(own).__name__ == "ThresholdAssigner"
     calls = count_calls(monkeypatch, type(own), "assign")
     step(model)
@@ -161,7 +161,7 @@ def test_an_assigner(own_model, monkeypatch):
 
 def test_a_sampler(own_model, monkeypatch):
     model = own_model("samplers")
-    own = model.bbox_head.sampler
+    own = model.bbox_head.train_cfg.sampler
     assert type(own).__name__ == "NearMissSampler"
     calls = count_calls(monkeypatch, type(own), "sample")
     seen = []
