@@ -96,7 +96,8 @@ def test_a_run_hears_of_the_number_of_positives(model):
     assert storage.count_samples("num_pos_anchors", 1) == 1
     # The image's objects take its anchors, of which a batch of it twice has twice as many.
     anchors = model.bbox_head.prior_generator.grid_priors([(8, 8), (4, 4), (2, 2)])
-    assigned = model.bbox_head.train_cfg.assigner.assign_batch(torch.cat(anchors), GroundTruth.from_samples(samples[:1]))
+    assigner = model.bbox_head.train_cfg.assigner
+    assigned = assigner.assign_batch(torch.cat(anchors), GroundTruth.from_samples(samples[:1]))
     assert storage.latest()["num_pos_anchors"][0] == (assigned.gt_inds > 0).sum() > 0
 
 
@@ -226,7 +227,7 @@ def test_another_assigner_by_config(assigner):
 def test_an_assigner_of_points_is_refused_at_once():
     config = copy.deepcopy(CONFIG)
     config["train_cfg"]["assigner"] = {"type": "SimOTAAssigner"}
-    with pytest.raises(ValueError, match="train_cfg.assigner: SimOTAAssigner assigns points with strides"):
+    with pytest.raises(ValueError, match=r"train_cfg\.assigner: SimOTAAssigner assigns points with strides"):
         MODELS.build(config)
 
 
