@@ -10,6 +10,7 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
+from detkit.datasets.partners import Partners
 from detkit.registry import TRANSFORMS, check_keys, nearest
 
 __all__ = ["BaseDetDataset"]
@@ -53,6 +54,7 @@ class BaseDetDataset(BaseDataset):
     data_prefix_keys: tuple[str, ...] = ("img", "seg")
     filter_cfg_keys: tuple[str, ...] = ("filter_empty_gt", "min_size")
     _fully_initialized: bool = False
+    _partners: Partners | None = None
 
     def __init__(
         self,
@@ -153,8 +155,10 @@ class BaseDetDataset(BaseDataset):
         """
         info = self.get_data_info(idx)
         path = info["img_path"]
+        if self._partners is None or self._partners.dataset is not self:  # a subset has a copy of the whole's
+            self._partners = Partners(self, self.get_data_info, through_steps=True)
         try:
-            return self.pipeline(info)
+            return self._partners.run(self.pipeline.transforms, info)
         except Exception as error:
             if path in str(error):
                 raise

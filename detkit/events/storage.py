@@ -40,10 +40,13 @@ class EventStorage:
 
     Attributes:
         step: As given; the run moves it on.
+        seed: Of the run; None where there is none. With ``step`` it is all that a model may draw numbers by which
+            are the same on all processes and after resuming.
     """
 
     def __init__(self, step: int = 0, length: int = 1000) -> None:
         self.step = step
+        self.seed: int | None = None
         self._length = length
         self._prefix = ""
         self._histories: dict[str, History] = {}

@@ -12,6 +12,7 @@ from detkit.models.backbones import (
     SwinTransformer,
     TIMMBackbone,
 )
+from detkit.models.batch_augments import BatchFixedSizePad, BatchSyncRandomResize
 from detkit.models.data_preprocessor import DetDataPreprocessor
 from detkit.models.dense_heads import (
     ATSSHead,
@@ -62,6 +63,8 @@ __all__ = [
     "YOLOV3",
     "YOLOX",
     "ATSSHead",
+    "BatchFixedSizePad",
+    "BatchSyncRandomResize",
     "CenterNet",
     "CenterNetHead",
     "CenterNetUpdateHead",

@@ -1,20 +1,42 @@
-"""Steps of a data pipeline; mmcv's own (RandomResize, RandomChoice, Normalize …) are found by name too."""
+"""Steps of a data pipeline; mmcv's own (RandomChoice, RandomApply, Normalize …) are found by name too."""
 
 import mmcv.transforms  # noqa: F401  registers mmcv's transforms
 
+from detkit.transforms.affine import RandomAffine
+from detkit.transforms.cropping import MinIoURandomCrop, RandomCrop
 from detkit.transforms.formatting import PackDetInputs
 from detkit.transforms.geometric import Pad, RandomFlip, Resize
 from detkit.transforms.loading import FilterAnnotations, LoadAnnotations, LoadImageFromFile, LoadImageFromNDArray
+from detkit.transforms.mixing import CachedMixUp, CachedMosaic, MixUp, Mosaic
+from detkit.transforms.photometric import CutOut, PhotoMetricDistortion, YOLOXHSVRandomAug
+from detkit.transforms.placing import Expand, RandomCenterCropPad, RandomShift
+from detkit.transforms.resizing import FixShapeResize, RandomChoiceResize, RandomResize
 from detkit.transforms.test_time_aug import TestTimeAug
 
 __all__ = [
+    "CachedMixUp",
+    "CachedMosaic",
+    "CutOut",
+    "Expand",
     "FilterAnnotations",
+    "FixShapeResize",
     "LoadAnnotations",
     "LoadImageFromFile",
     "LoadImageFromNDArray",
+    "MinIoURandomCrop",
+    "MixUp",
+    "Mosaic",
     "PackDetInputs",
     "Pad",
+    "PhotoMetricDistortion",
+    "RandomAffine",
+    "RandomCenterCropPad",
+    "RandomChoiceResize",
+    "RandomCrop",
     "RandomFlip",
+    "RandomResize",
+    "RandomShift",
     "Resize",
     "TestTimeAug",
+    "YOLOXHSVRandomAug",
 ]

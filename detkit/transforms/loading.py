@@ -14,6 +14,7 @@ from pycocotools import mask as rle_tools
 from detkit.registry import TRANSFORMS
 from detkit.structures.masks import BitmapMasks, PolygonMasks
 from detkit.transforms.image_file import COLOR_TYPES, decode_image, read_bytes
+from detkit.transforms.objects import select_objects
 
 __all__ = ["FilterAnnotations", "LoadAnnotations", "LoadImageFromFile", "LoadImageFromNDArray"]
 
@@ -246,9 +247,7 @@ class FilterAnnotations(BaseTransform):
             keep &= results["gt_masks"].areas >= self.min_gt_mask_area
         if self.keep_empty and not keep.any():
             return None
-        for key in ("gt_bboxes", "gt_bboxes_labels", "gt_ignore_flags", "gt_masks"):
-            if key in results:
-                results[key] = results[key][keep]
+        select_objects(results, keep)
         return results
 
 

@@ -19,6 +19,8 @@ import torch
 from mmengine.dist import get_dist_info
 from torch.utils.data import Dataset
 
+from detkit.datasets.partners import SamplePlace, sample_place
+
 __all__ = [
     "SampleKey",
     "SeededBatches",
@@ -178,7 +180,8 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey | int) -> Any:
-        if isinstance(key, SampleKey):
-            seed_everything(derive_seed(self.seed, "sample", *key))
-            key = key.sample
-        return self.dataset[key]
+        if not isinstance(key, SampleKey):
+            return self.dataset[key]
+        seed_everything(derive_seed(self.seed, "sample", *key))
+        with sample_place(SamplePlace(derive_seed(self.seed, "pools", key.epoch) & 0xFFFFFFFF, key.position)):
+            return self.dataset[key.sample]

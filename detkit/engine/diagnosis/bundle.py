@@ -40,7 +40,8 @@ def bundle_of(
 
     Returns:
         ``cfg`` (the config's text), ``iteration``, ``weights``, ``weights_after``, ``batch``, ``losses``, ``seed`` (of
-        every generator, at the start of the step), ``precision``, ``progress``, ``rank``, ``world_size``, versions.
+        every generator, at the start of the step), ``run_seed``, ``precision``, ``progress``, ``rank``, ``world_size``,
+        versions.
     """
     hub = runner.message_hub
     return {
@@ -52,6 +53,7 @@ def bundle_of(
         "batch": batch_to_plain(batch),
         "losses": dict(losses),
         "seed": iteration_seed(runner.seed, iteration, runner.rank),
+        "run_seed": runner.seed,
         "precision": precision_of(runner),
         "progress": {key: hub.get_info(key) for key in _HUB_KEYS if key in hub.runtime_info} | {"iter": iteration - 1},
         "rank": runner.rank,

@@ -28,6 +28,7 @@ class RuntimeInfoHook(mmengine_hooks.RuntimeInfoHook):
         for key, value in facts.items():
             runner.message_hub.update_info(key, value)
         self.last_loop_stage = None
+        runner.events.seed = runner.seed
 
     def before_train(self, runner: Any) -> None:
         """Note where the run starts."""

@@ -22,6 +22,7 @@ from detkit.engine.diagnosis.batch_contents import image_names
 from detkit.engine.diagnosis.bundle import load_bundle
 from detkit.engine.environment import select_device
 from detkit.engine.run.train_step import train_step
+from detkit.events import EventStorage
 from detkit.registry import MODELS, building
 
 __all__ = ["Replay", "replay"]
@@ -132,7 +133,9 @@ class _Step:
         seed_everything(self.bundle["seed"])
         parameter = next(self.model.parameters())
         wrapper = _Forward(parameter.device.type, self.bundle["precision"], anomaly)
-        with _first_not_finite(self.model) as found, wrapper.detecting():
+        events = EventStorage(self.bundle["iteration"])
+        events.seed = self.bundle["run_seed"]
+        with events, _first_not_finite(self.model) as found, wrapper.detecting():
             outputs = train_step(self.model, batch, wrapper)
         self.model.zero_grad()
         return _numbers(outputs), next(iter(found), None), wrapper.backward
