@@ -1,0 +1,21 @@
+"""Layers that several backbones, necks and heads are made of."""
+
+from detkit.models.layers.channel_attention import ChannelAttention
+from detkit.models.layers.conv_style import ConvStyle
+from detkit.models.layers.csp_layer import CSPBlock, CSPLayer, cspnext_block, darknet_block
+from detkit.models.layers.freezing import freeze, hold_statistics
+from detkit.models.layers.l2_norm import L2Norm
+from detkit.models.layers.spp import SPPBottleneck
+
+__all__ = [
+    "CSPBlock",
+    "CSPLayer",
+    "ChannelAttention",
+    "ConvStyle",
+    "L2Norm",
+    "SPPBottleneck",
+    "cspnext_block",
+    "darknet_block",
+    "freeze",
+    "hold_statistics",
+]
