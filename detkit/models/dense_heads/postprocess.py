@@ -113,7 +113,7 @@ def select_candidates(
     for level_scores, level_predictions, level_priors, factor in zip(scores, predictions, priors, factors, strict=True):
         num_classes = level_scores.shape[2]
         choose = _best_above if level_scores.device.type == "cpu" else _best
-        value, index = choose(level_scores.flatten(1), cfg, logits)
+        value, index = choose(level_scores, cfg, logits)
         prior = index // num_classes
         gather = prior.unsqueeze(-1).expand(*prior.shape, level_predictions.shape[2])
         chosen_factors = () if factor is None else (factor.gather(1, prior),)
@@ -129,9 +129,9 @@ def select_candidates(
 
 
 def _best(scores: Tensor, cfg: DenseTestCfg, logits: bool) -> tuple[Tensor, Tensor]:
-    """Scores (N, K) and indices (N, K) of the ``nms_pre`` best of (N, M), without waiting for the device."""
-    scores = scores.sigmoid() if logits else scores
-    return _top(scores, _count(cfg.nms_pre, scores.shape[1]))
+    """Scores (N, K) and indices (N, K) of the ``nms_pre`` best pairs of (N, A, C), without waiting for the device."""
+    flat = scores.flatten(1)
+    return _top(flat.sigmoid() if logits else flat, _count(cfg.nms_pre, flat.shape[1]))
 
 
 def _best_above(scores: Tensor, cfg: DenseTestCfg, logits: bool) -> tuple[Tensor, Tensor]:
@@ -139,18 +139,22 @@ def _best_above(scores: Tensor, cfg: DenseTestCfg, logits: bool) -> tuple[Tensor
 
     Needs to know how many these are, which a CPU tells at once.
     """
-    batch_size, length = scores.shape
-    flat = scores.flatten()
-    index = (flat > (_logit_below(cfg.score_thr) if logits else cfg.score_thr)).nonzero().squeeze(1)
-    value = flat[index].sigmoid() if logits else flat[index]
-    image = index // length
+    batch_size, num_priors, num_classes = scores.shape
+    threshold = _logit_below(cfg.score_thr) if logits else cfg.score_thr
+    rows = scores.flatten(0, 1)
+    # Priors first: their maxima are quicker to find, and far fewer to look through, than pairs.
+    prior = (rows.amax(dim=1) > threshold).nonzero().squeeze(1)
+    few = rows[prior]
+    row, label = (few > threshold).nonzero(as_tuple=True)
+    value = few[row, label].sigmoid() if logits else few[row, label]
+    image, place = prior[row] // num_priors, prior[row] % num_priors
     counts = torch.bincount(image, minlength=batch_size)
-    column = torch.arange(len(index)) - (counts.cumsum(0) - counts)[image]
+    column = torch.arange(len(image)) - (counts.cumsum(0) - counts)[image]
     columns = int(counts.max())
-    table, of_table = scores.new_zeros(batch_size, columns), index.new_zeros(batch_size, columns)
-    table[image, column], of_table[image, column] = value, index % length
-    best, place = _top(table, _count(cfg.nms_pre, columns))
-    return best, of_table.gather(1, place)
+    table, of_table = scores.new_zeros(batch_size, columns), place.new_zeros(batch_size, columns)
+    table[image, column], of_table[image, column] = value, place * num_classes + label
+    best, position = _top(table, _count(cfg.nms_pre, columns))
+    return best, of_table.gather(1, position)
 
 
 def _count(nms_pre: int | None, available: int) -> int:

@@ -93,7 +93,7 @@ def random_levels(seed, sizes=(40, 12), batch_size=3, num_classes=5, scale=3.0):
 def test_the_few_above_the_threshold_are_those_of_all(nms_pre, score_thr):
     """With saturated scores and an image of which nothing is above; the other way needs no count of them."""
     cfg = DenseTestCfg(nms_pre=nms_pre, score_thr=score_thr)
-    scores = random_levels(0, scale=20.0)[0][0].flatten(1)
+    scores = random_levels(0, scale=20.0)[0][0]
     scores[1] -= 100
     few, index = _best_above(scores, cfg, True)
     every, of_all = _best(scores, cfg, True)
