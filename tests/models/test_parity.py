@@ -18,6 +18,7 @@ HEADS = [
     "FreeAnchorRetinaHead",
     "FSAFHead",
     "GFLHead",
+    "PAAHead",
     "RepPointsHead",
     "RetinaHead",
     "RetinaHeadDecoded",
@@ -25,6 +26,8 @@ HEADS = [
     "RTMDetSepBNHead",
     "SABLRetinaHead",
     "SSDHead",
+    "TOODHead",
+    "TOODHeadAnchor",
     "YOLOFHead",
     "YOLOV3Head",
     "YOLOXHead",
@@ -37,6 +40,7 @@ DETECTORS = {
     # In the second image six candidates of equal, saturated score (1 - 7e-7) compete for the last four of 100
     # places, and one rounding step decides which of two large boxes come in.
     "RetinaNet": 2,
+    "TOOD": 0,
 }
 HEAD_CASES = [
     pytest.param(case.values[0], id=f"{name}-{case.id}")
@@ -55,7 +59,13 @@ def built(case):
     """The case's module with its weights, and attributes as set from outside."""
     module = MODELS.build(case["config"])
     load_weights(module, case)
-    for path, value in case.get("attrs", {}).items():
+    attributes = dict(case.get("attrs", {}))
+    if "training_epoch" in attributes:
+        epoch = attributes.pop("training_epoch")
+        for part in module.modules():
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+    for path, value in attributes.items():
         *owners, name = path.split(".")
         setattr(module.get_submodule(".".join(owners)), name, value)
     return module

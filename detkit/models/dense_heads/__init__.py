@@ -9,11 +9,13 @@ from detkit.models.dense_heads.free_anchor_retina_head import FreeAnchorRetinaHe
 from detkit.models.dense_heads.fsaf_head import FSAFHead
 from detkit.models.dense_heads.gfl_head import GFLHead
 from detkit.models.dense_heads.loss_normalizer import EMANormalizer
+from detkit.models.dense_heads.paa_head import PAAHead
 from detkit.models.dense_heads.reppoints_head import RepPointsHead
 from detkit.models.dense_heads.retina_head import RetinaHead
 from detkit.models.dense_heads.rtmdet_head import RTMDetHead, RTMDetSepBNHead
 from detkit.models.dense_heads.sabl_retina_head import SABLRetinaHead
 from detkit.models.dense_heads.ssd_head import SSDHead
+from detkit.models.dense_heads.tood_head import TOODHead
 from detkit.models.dense_heads.yolo_head import YOLOV3Head
 from detkit.models.dense_heads.yolof_head import YOLOFHead
 from detkit.models.dense_heads.yolox_head import YOLOXHead
@@ -28,12 +30,14 @@ __all__ = [
     "FoveaHead",
     "FreeAnchorRetinaHead",
     "GFLHead",
+    "PAAHead",
     "RTMDetHead",
     "RTMDetSepBNHead",
     "RepPointsHead",
     "RetinaHead",
     "SABLRetinaHead",
     "SSDHead",
+    "TOODHead",
     "YOLOFHead",
     "YOLOV3Head",
     "YOLOXHead",

@@ -73,9 +73,9 @@ class AnchorTrainCfg:
     def inputs(
         self,
         levels: Sequence[Tensor],
-        decode: Callable[[], Tensor],
-        logits: Tensor,
-        activate: Callable[[Tensor], Tensor] = torch.sigmoid,
+        boxes: Callable[[], Tensor],
+        probabilities: Callable[[], Tensor],
+        logits: Callable[[], Tensor],
     ) -> dict[str, Any]:
         """What the assigner asks for; what it does not is not computed.
 
@@ -83,15 +83,15 @@ class AnchorTrainCfg:
 
         Args:
             levels: Anchors (A_l, 4) of each level.
-            decode: Makes the predicted boxes (N, A, 4).
-            logits: (N, A, C).
-            activate: Makes probabilities of logits.
+            boxes: Makes the predicted boxes (N, A, 4).
+            probabilities: Makes those of the classes (N, A, C).
+            logits: Makes theirs (N, A, C or C + 1).
         """
-        takes_logits = getattr(self.assigner, "takes_logits", False)
+        scores = logits if getattr(self.assigner, "takes_logits", False) else probabilities
         makers: dict[str, Callable[[], Any]] = {
             "num_level_priors": lambda: [len(level) for level in levels],
-            "bboxes": lambda: decode().detach(),
-            "scores": lambda: logits.detach() if takes_logits else activate(logits.detach()),
+            "bboxes": lambda: boxes().detach(),
+            "scores": lambda: scores().detach(),
         }
         with torch.no_grad():
             return {name: makers[name]() for name in self.needed}

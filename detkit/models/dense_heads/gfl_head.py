@@ -138,7 +138,7 @@ class GFLHead(BaseModule):
         logits = flatten_levels(cls_scores, self.num_classes)  # (N, A, C)
         sides = flatten_levels(bbox_preds, self.encode_size)  # (N, A, 4 * (reg_max + 1))
         points = torch.cat(self._points(levels)).expand(len(sides), -1, -1)  # (N, A, 3)
-        inputs = self.train_cfg.inputs(levels, lambda: self._decode(points, sides), logits)
+        inputs = self.train_cfg.inputs(levels, lambda: self._decode(points, sides), logits.sigmoid, lambda: logits)
         targets = self.train_cfg.targets(
             levels, self.prior_generator, sizes, batch_data_samples, self.num_classes, inputs
         )

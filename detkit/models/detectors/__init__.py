@@ -6,10 +6,12 @@ from detkit.models.detectors.fcos import FCOS
 from detkit.models.detectors.fovea import FOVEA
 from detkit.models.detectors.fsaf import FSAF
 from detkit.models.detectors.gfl import GFL
+from detkit.models.detectors.paa import PAA
 from detkit.models.detectors.reppoints_detector import RepPointsDetector
 from detkit.models.detectors.retinanet import RetinaNet
 from detkit.models.detectors.rtmdet import RTMDet
 from detkit.models.detectors.single_stage import SingleStageDetector
+from detkit.models.detectors.tood import TOOD
 from detkit.models.detectors.yolo import YOLOV3
 from detkit.models.detectors.yolof import YOLOF
 from detkit.models.detectors.yolox import YOLOX
@@ -20,6 +22,8 @@ __all__ = [
     "FOVEA",
     "FSAF",
     "GFL",
+    "PAA",
+    "TOOD",
     "YOLOF",
     "YOLOV3",
     "YOLOX",
