@@ -31,6 +31,7 @@ from detkit.models.dense_heads import (
     SABLRetinaHead,
     SSDHead,
     TOODHead,
+    VFNetHead,
     YOLOFHead,
     YOLOV3Head,
     YOLOXHead,
@@ -51,6 +52,7 @@ from detkit.models.detectors import (
     RetinaNet,
     RTMDet,
     SingleStageDetector,
+    VFNet,
 )
 from detkit.models.necks import FPN
 from detkit.models.pretrained import PretrainedInit
@@ -104,6 +106,8 @@ __all__ = [
     "SwinTransformer",
     "TIMMBackbone",
     "TOODHead",
+    "VFNet",
+    "VFNetHead",
     "YOLOFHead",
     "YOLOV3Head",
     "YOLOXHead",

@@ -28,6 +28,7 @@ HEADS = [
     "SSDHead",
     "TOODHead",
     "TOODHeadAnchor",
+    "VFNetHead",
     "YOLOFHead",
     "YOLOV3Head",
     "YOLOXHead",

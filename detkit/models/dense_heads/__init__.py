@@ -16,6 +16,7 @@ from detkit.models.dense_heads.rtmdet_head import RTMDetHead, RTMDetSepBNHead
 from detkit.models.dense_heads.sabl_retina_head import SABLRetinaHead
 from detkit.models.dense_heads.ssd_head import SSDHead
 from detkit.models.dense_heads.tood_head import TOODHead
+from detkit.models.dense_heads.vfnet_head import VFNetHead
 from detkit.models.dense_heads.yolo_head import YOLOV3Head
 from detkit.models.dense_heads.yolof_head import YOLOFHead
 from detkit.models.dense_heads.yolox_head import YOLOXHead
@@ -38,6 +39,7 @@ __all__ = [
     "SABLRetinaHead",
     "SSDHead",
     "TOODHead",
+    "VFNetHead",
     "YOLOFHead",
     "YOLOV3Head",
     "YOLOXHead",

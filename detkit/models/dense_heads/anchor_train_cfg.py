@@ -16,6 +16,7 @@ from detkit.models.dense_heads.anchor_targets import (
     valid_anchors,
 )
 from detkit.models.dense_heads.part_checks import check_assigner, dense_sampler
+from detkit.models.dense_heads.point_targets import wants_logits
 from detkit.registry import TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -87,7 +88,7 @@ class AnchorTrainCfg:
             probabilities: Makes those of the classes (N, A, C).
             logits: Makes theirs (N, A, C or C + 1).
         """
-        scores = logits if getattr(self.assigner, "takes_logits", False) else probabilities
+        scores = logits if wants_logits(self.assigner) else probabilities
         makers: dict[str, Callable[[], Any]] = {
             "num_level_priors": lambda: [len(level) for level in levels],
             "bboxes": lambda: boxes().detach(),

@@ -12,6 +12,7 @@ from detkit.models.detectors.retinanet import RetinaNet
 from detkit.models.detectors.rtmdet import RTMDet
 from detkit.models.detectors.single_stage import SingleStageDetector
 from detkit.models.detectors.tood import TOOD
+from detkit.models.detectors.vfnet import VFNet
 from detkit.models.detectors.yolo import YOLOV3
 from detkit.models.detectors.yolof import YOLOF
 from detkit.models.detectors.yolox import YOLOX
@@ -32,4 +33,5 @@ __all__ = [
     "RepPointsDetector",
     "RetinaNet",
     "SingleStageDetector",
+    "VFNet",
 ]
