@@ -16,7 +16,6 @@ from detkit.models.dense_heads.anchor_targets import (
     valid_anchors,
 )
 from detkit.models.dense_heads.part_checks import check_assigner, dense_sampler
-from detkit.models.dense_heads.point_targets import wants_logits
 from detkit.registry import TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -74,9 +73,9 @@ class AnchorTrainCfg:
     def inputs(
         self,
         levels: Sequence[Tensor],
-        boxes: Callable[[], Tensor],
-        probabilities: Callable[[], Tensor],
-        logits: Callable[[], Tensor],
+        decode: Callable[[], Tensor],
+        logits: Tensor,
+        activate: Callable[[Tensor], Tensor] = torch.sigmoid,
     ) -> dict[str, Any]:
         """What the assigner asks for; what it does not is not computed.
 
@@ -84,15 +83,15 @@ class AnchorTrainCfg:
 
         Args:
             levels: Anchors (A_l, 4) of each level.
-            boxes: Makes the predicted boxes (N, A, 4).
-            probabilities: Makes those of the classes (N, A, C).
-            logits: Makes theirs (N, A, C or C + 1).
+            decode: Makes the predicted boxes (N, A, 4).
+            logits: (N, A, C).
+            activate: Makes probabilities of logits.
         """
-        scores = logits if wants_logits(self.assigner) else probabilities
+        takes_logits = getattr(self.assigner, "takes_logits", False)
         makers: dict[str, Callable[[], Any]] = {
             "num_level_priors": lambda: [len(level) for level in levels],
-            "bboxes": lambda: boxes().detach(),
-            "scores": lambda: scores().detach(),
+            "bboxes": lambda: decode().detach(),
+            "scores": lambda: logits.detach() if takes_logits else activate(logits.detach()),
         }
         with torch.no_grad():
             return {name: makers[name]() for name in self.needed}

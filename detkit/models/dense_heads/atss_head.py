@@ -114,9 +114,7 @@ class ATSSHead(ATSSLayers):
         logits = flatten_levels(cls_scores, self.cls_out_channels)  # (N, A, C)
         deltas = flatten_levels(bbox_preds, self.encode_size)  # (N, A, 4)
         anchors = torch.cat(levels).expand(len(deltas), -1, -1)  # (N, A, 4)
-        inputs = self.train_cfg.inputs(
-            levels, lambda: self.bbox_coder.decode(anchors, deltas), lambda: self._activate(logits), lambda: logits
-        )
+        inputs = self.train_cfg.inputs(levels, lambda: self.bbox_coder.decode(anchors, deltas), logits, self._activate)
         targets = self.train_cfg.targets(
             levels, self.prior_generator, sizes, batch_data_samples, self.num_classes, inputs
         )

@@ -16,6 +16,7 @@ from detkit.models.dense_heads.anchor_train_cfg import ANCHOR_TRAIN_CFG_KEYS, An
 from detkit.models.dense_heads.atss_layers import one_anchor_generator
 from detkit.models.dense_heads.box_quality import box_centers, iou_quality, quality_box_loss
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
+from detkit.models.dense_heads.part_checks import check_box_loss, check_coder, check_loss
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.towers import conv_tower
 from detkit.registry import MODELS, TASK_UTILS
@@ -99,6 +100,10 @@ class GFLHead(BaseModule):
         self.loss_cls = MODELS.build(loss_cls or {"type": "QualityFocalLoss"})
         self.loss_bbox = MODELS.build(loss_bbox or {"type": "GIoULoss", "loss_weight": 2.0})
         self.loss_dfl = MODELS.build(loss_dfl or {"type": "DistributionFocalLoss", "loss_weight": 0.25})
+        check_coder(self.bbox_coder, "points", "GFLHead")
+        check_loss(self.loss_cls, ["labels with qualities"], "GFLHead", "loss_cls")
+        check_loss(self.loss_dfl, ["distributions of distances"], "GFLHead", "loss_dfl")
+        check_box_loss(self.loss_bbox, True, "GFLHead")
         self.train_cfg = AnchorTrainCfg.of(train_cfg, "GFLHead")
         self.test_cfg = DenseTestCfg.of(test_cfg)
 
@@ -138,7 +143,7 @@ class GFLHead(BaseModule):
         logits = flatten_levels(cls_scores, self.num_classes)  # (N, A, C)
         sides = flatten_levels(bbox_preds, self.encode_size)  # (N, A, 4 * (reg_max + 1))
         points = torch.cat(self._points(levels)).expand(len(sides), -1, -1)  # (N, A, 3)
-        inputs = self.train_cfg.inputs(levels, lambda: self._decode(points, sides), logits.sigmoid, lambda: logits)
+        inputs = self.train_cfg.inputs(levels, lambda: self._decode(points, sides), logits)
         targets = self.train_cfg.targets(
             levels, self.prior_generator, sizes, batch_data_samples, self.num_classes, inputs
         )

@@ -17,6 +17,7 @@ from detkit.models.dense_heads.box_quality import iou_quality, quality_box_loss
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
 from detkit.models.dense_heads.gaussian_mixture import COVARIANCE_TYPES
 from detkit.models.dense_heads.paa_targets import paa_positives
+from detkit.models.dense_heads.part_checks import check_box_loss, check_coder, check_loss
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, Candidates, DenseTestCfg, detections
 from detkit.models.dense_heads.score_voting import vote_boxes
 from detkit.registry import MODELS, TASK_UTILS
@@ -123,6 +124,11 @@ class PAAHead(ATSSLayers):
         self.loss_centerness = MODELS.build(
             loss_centerness or {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 0.5}
         )
+        check_coder(coder, "boxes", "PAAHead")
+        check_loss(self.loss_cls, ["labels"], "PAAHead", "loss_cls")
+        check_box_loss(self.loss_bbox, True, "PAAHead")
+        if not getattr(self.loss_cls, "use_sigmoid", True):
+            raise ValueError("PAAHead: loss_cls: use_sigmoid=False needs a channel for the background; there is none")
         self.train_cfg = AnchorTrainCfg.of(train_cfg, "PAAHead")
         # Boxes without an extent are not dropped here, as in MMDetection.
         self.test_cfg = dataclasses.replace(DenseTestCfg.of(test_cfg), min_bbox_size=-1)
@@ -135,9 +141,7 @@ class PAAHead(ATSSLayers):
         logits = flatten_levels(cls_scores, self.num_classes)  # (N, A, C)
         deltas = flatten_levels(bbox_preds, self.encode_size)  # (N, A, 4)
         anchors = torch.cat(levels).expand(len(deltas), -1, -1)  # (N, A, 4)
-        inputs = self.train_cfg.inputs(
-            levels, lambda: self.bbox_coder.decode(anchors, deltas), logits.sigmoid, lambda: logits
-        )
+        inputs = self.train_cfg.inputs(levels, lambda: self.bbox_coder.decode(anchors, deltas), logits)
         targets = self.train_cfg.targets(
             levels, self.prior_generator, sizes, batch_data_samples, self.num_classes, inputs
         )

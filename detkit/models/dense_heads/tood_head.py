@@ -20,6 +20,7 @@ from detkit.models.dense_heads.anchor_train_cfg import ANCHOR_TRAIN_CFG_KEYS, An
 from detkit.models.dense_heads.atss_layers import one_anchor_generator
 from detkit.models.dense_heads.box_quality import box_centers, centerness_of_anchors, quality_box_loss
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
+from detkit.models.dense_heads.part_checks import check_box_loss, check_coder, check_loss
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.tood_layers import TaskDecomposition, geometric_mean_of_sigmoids, sample_boxes
 from detkit.registry import MODELS, TASK_UTILS, check_keys
@@ -106,6 +107,13 @@ class TOODHead(BaseModule):
         self.initial_loss_cls = MODELS.build(initial_loss_cls or {"type": "FocalLoss", "activated": True})
         self.loss_cls = MODELS.build(loss_cls or {"type": "QualityFocalLoss", "activated": True})
         self.loss_bbox = MODELS.build(loss_bbox or {"type": "GIoULoss", "loss_weight": 2.0})
+        check_coder(self.bbox_coder, "boxes", "TOODHead")
+        check_loss(self.initial_loss_cls, ["labels"], "TOODHead", "initial_loss_cls")
+        check_loss(self.loss_cls, ["labels with qualities"], "TOODHead", "loss_cls")
+        check_box_loss(self.loss_bbox, True, "TOODHead")
+        for name, loss in (("initial_loss_cls", self.initial_loss_cls), ("loss_cls", self.loss_cls)):
+            if not getattr(loss, "activated", True):
+                raise ValueError(f"TOODHead: {name}: this head gives probabilities; set activated=True")
         self._read_train_cfg(train_cfg)
         self.test_cfg = DenseTestCfg.of(test_cfg)
 
@@ -211,7 +219,9 @@ class TOODHead(BaseModule):
         strides = torch.cat(self._strides(levels))  # (A, 1)
         initial = self._training_epoch() < self.initial_epoch
         train_cfg = self.initial_train_cfg if initial else self.train_cfg
-        inputs = train_cfg.inputs(levels, lambda: predicted * strides, lambda: scores, lambda: scores.logit(eps=1e-6))
+        inputs = train_cfg.inputs(
+            levels, lambda: predicted * strides, scores.detach().logit(eps=1e-6), lambda _: scores
+        )
         if not initial:
             inputs |= self.exponents
         targets = train_cfg.targets(levels, self.prior_generator, sizes, batch_data_samples, self.num_classes, inputs)

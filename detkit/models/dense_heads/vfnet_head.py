@@ -16,15 +16,17 @@ from detkit.losses.reduction import reduce_mean
 from detkit.models.dense_heads.anchor_train_cfg import ANCHOR_TRAIN_CFG_KEYS, AnchorTrainCfg
 from detkit.models.dense_heads.box_quality import iou_quality, quality_box_loss
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
+from detkit.models.dense_heads.part_checks import check_box_loss, check_coder, check_loss
 from detkit.models.dense_heads.point_targets import PointTargets, point_targets
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
+from detkit.models.dense_heads.star_offsets import star_offsets
 from detkit.models.dense_heads.towers import conv_tower
 from detkit.ops import DeformConv2d
 from detkit.registry import MODELS, TASK_UTILS
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
 
-__all__ = ["VFNetHead", "star_offsets"]
+__all__ = ["VFNetHead"]
 
 Cfg = Mapping[str, Any]
 INFINITE = 1e8
@@ -176,6 +178,11 @@ class VFNetHead(BaseModule):
         self.loss_cls = MODELS.build(loss_cls or {"type": "VarifocalLoss" if self.use_vfl else "FocalLoss"})
         self.loss_bbox = MODELS.build(first or {"type": "GIoULoss", "loss_weight": 1.5})
         self.loss_bbox_refine = MODELS.build(refined or {"type": "GIoULoss", "loss_weight": 2.0})
+        check_coder(self.bbox_coder, "points", "VFNetHead")
+        learns = "qualities of classes" if self.use_vfl else "labels"
+        check_loss(self.loss_cls, [learns], "VFNetHead", "loss_cls" if self.use_vfl else "loss_cls_fl")
+        check_box_loss(self.loss_bbox, True, "VFNetHead")
+        check_box_loss(self.loss_bbox_refine, True, "VFNetHead")
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
         """Logits (N, C, H_l, W_l), in training the first distances (N, 4, H_l, W_l) in pixels, and the refined ones."""
@@ -244,7 +251,7 @@ class VFNetHead(BaseModule):
             inputs = {"num_level_priors": [height * width for height, width in sizes]}
             return point_targets(points, truth, self.fcos_rule, self.train_cfg.sampler, self.num_classes, 8, inputs)
         levels = self.atss_prior_generator.grid_priors(sizes, device=logits.device)
-        inputs = self.train_cfg.inputs(levels, lambda: boxes, logits.sigmoid, lambda: logits)
+        inputs = self.train_cfg.inputs(levels, lambda: boxes, logits)
         found = self.train_cfg.targets(
             levels, self.atss_prior_generator, sizes, batch_data_samples, self.num_classes, inputs
         )
@@ -273,21 +280,6 @@ class VFNetHead(BaseModule):
             self.test_cfg,
         )
         return detections(candidates, metas, self.test_cfg, rescale)
-
-
-def star_offsets(distances: Tensor) -> Tensor:
-    """Nine points of a box: its centre, corners and the middles of its sides as the cell sees them (section 3.3).
-
-    Args:
-        distances: (N, 4, H, W) to the left, upper, right and lower side, in cells.
-
-    Returns:
-        (N, 18, H, W): y and x from the cell, row by row.
-    """
-    left, top, right, bottom = distances.unbind(1)
-    here = torch.zeros_like(left)
-    points = [part for y in (-top, here, bottom) for x in (-left, here, right) for part in (y, x)]
-    return torch.stack(points, dim=1)
 
 
 def _default_anchors() -> dict[str, Any]:
