@@ -3,6 +3,7 @@
 python tools/benchmark.py assign
 python tools/benchmark.py assign --only simota_100 --runs 15
 python tools/benchmark.py gpu   # the whole training step: tools/benchmark_gpu.py
+python tools/benchmark.py infer   # a whole prediction beside torchvision's: tools/benchmark_inference.py
 
 Each case is run in pairs, yardstick and detkit in turn, on two images of random objects. The table gives the medians,
 the median of the ratios of the pairs, and on how many of the priors both agree.
@@ -24,6 +25,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time targets and losses beside plain torch and torchvision.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("gpu", help="a training step of RetinaNet on a GPU; see gpu --help")
+    commands.add_parser("infer", help="a prediction of RetinaNet and FCOS; see infer --help")
     assign = commands.add_parser("assign", help="assigners, and the loss paths of dense heads")
     assign.add_argument("--only", nargs="+", choices=sorted(CASES), help="these cases (default: all)")
     assign.add_argument("--runs", type=int, default=7, help="pairs of runs, after one that does not count (default: 7)")
@@ -326,6 +328,10 @@ def main() -> None:
         from benchmark_gpu import main as benchmark_gpu  # beside this file
 
         return benchmark_gpu(sys.argv[2:])
+    if sys.argv[1:2] == ["infer"]:
+        from benchmark_inference import main as benchmark_inference
+
+        return benchmark_inference(sys.argv[2:])
     args = parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
     from detkit.engine.cli import run_cli
