@@ -42,6 +42,10 @@ DETECTORS = {
     # places, and one rounding step decides which of two large boxes come in.
     "RetinaNet": 2,
     "TOOD": 0,
+    "RTMDet": 0,
+    "YOLOF": 0,
+    "YOLOV3": 0,
+    "YOLOX": 0,
 }
 HEAD_CASES = [
     pytest.param(case.values[0], id=f"{name}-{case.id}")
