@@ -35,6 +35,7 @@ HEADS = [
 ]
 # Detections of an image that may be others, with the reason.
 DETECTORS = {
+    "CenterNet": 0,
     "ATSS": 0,
     "FCOS": 0,
     "GFL": 0,

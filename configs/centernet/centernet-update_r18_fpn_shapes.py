@@ -1,0 +1,57 @@
+"""CenterNet2's first stage, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/2103.07461
+
+python tools/train.py configs/centernet/centernet-update_r18_fpn_shapes.py
+"""
+
+_base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/schedules/schedule_shapes.py"]
+strides = [8, 16, 32]
+
+model = dict(
+    type="CenterNet",
+    data_preprocessor=dict(
+        type="DetDataPreprocessor",
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_size_divisor=32,
+    ),
+    # From scratch, so nothing is frozen and batch statistics are learnt.
+    backbone=dict(
+        type="ResNet",
+        depth=18,
+        base_channels=32,
+        # Objects reach from 16 to 70 pixels; a stage of stride 32 would see them as four cells at most.
+        num_stages=3,
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
+        out_indices=(0, 1, 2),
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=False,
+        zero_init_residual=False,
+    ),
+    neck=dict(
+        type="FPN",
+        in_channels=[32, 64, 128],
+        out_channels=64,
+        start_level=1,
+        add_extra_convs="on_output",
+        num_outs=len(strides),
+        norm_cfg=dict(type="BN", requires_grad=True),
+    ),
+    bbox_head=dict(
+        type="CenterNetUpdateHead",
+        num_classes=len(_base_.classes),
+        in_channels=64,
+        feat_channels=64,
+        stacked_convs=2,
+        norm_cfg=dict(type="GN", num_groups=16),
+        strides=strides,
+        # Half diagonals of the objects reach from 11 to 50 pixels.
+        regress_ranges=((0, 24), (18, 40), (32, 1e8)),
+        loss_cls=dict(type="GaussianFocalLoss", pos_weight=0.25, neg_weight=0.75, loss_weight=1.0),
+        loss_bbox=dict(type="GIoULoss", loss_weight=2.0),
+    ),
+    test_cfg=dict(
+        nms_pre=1000, min_bbox_size=0, score_thr=0.02, nms=dict(type="nms", iou_threshold=0.5), max_per_img=100
+    ),
+)
