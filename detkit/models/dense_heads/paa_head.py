@@ -164,7 +164,7 @@ class PAAHead(ATSSLayers):
                 logits.flatten(0, 1),
                 torch.where(positive, targets.labels, self.num_classes).flatten(),
                 targets.label_weights.flatten(),
-                avg_factor=reduce_mean(num_positive.clamp(min=len(logits))),
+                avg_factor=reduce_mean(num_positive).clamp(min=len(logits)),
             ),
             "loss_bbox": quality_box_loss(
                 self.loss_bbox, predicted, wanted, iou.clamp(min=LEAST_IOU) * positive, least=0
