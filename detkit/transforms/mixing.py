@@ -41,7 +41,7 @@ class Mosaic(BaseTransform):
         img_scale: Size (width, height) of each image.
         center_ratio_range: Where the point may lie, of ``img_scale``.
         bbox_clip_border: Cut boxes at the border of the canvas.
-        pad_val: Value of pixels that no image covers.
+        pad_val: Value of pixels that no image covers, or one per channel.
         prob: Probability to do it.
 
     Raises:
@@ -53,7 +53,7 @@ class Mosaic(BaseTransform):
         img_scale: Sequence[int] = (640, 640),
         center_ratio_range: Sequence[float] = (0.5, 1.5),
         bbox_clip_border: bool = True,
-        pad_val: float = 114.0,
+        pad_val: float | Sequence[float] = 114.0,
         prob: float = 1.0,
     ) -> None:
         self.img_scale = _size(img_scale)
@@ -137,7 +137,7 @@ class MixUp(BaseTransform):
         img_scale: Size (width, height) of the canvas that the other image is scaled to fit.
         ratio_range: Factors by which that canvas is scaled.
         flip_ratio: Probability to flip it.
-        pad_val: Value of pixels that the other image does not cover.
+        pad_val: Value of pixels that the other image does not cover, or one per channel.
         max_iters: How many images are looked at to find one with objects.
         bbox_clip_border: Cut boxes at the border of the image.
 
@@ -150,7 +150,7 @@ class MixUp(BaseTransform):
         img_scale: Sequence[int] = (640, 640),
         ratio_range: Sequence[float] = (0.5, 1.5),
         flip_ratio: float = 0.5,
-        pad_val: float = 114.0,
+        pad_val: float | Sequence[float] = 114.0,
         max_iters: int = 15,
         bbox_clip_border: bool = True,
     ) -> None:
@@ -250,7 +250,7 @@ class CachedMosaic(Mosaic):
         img_scale: Sequence[int] = (640, 640),
         center_ratio_range: Sequence[float] = (0.5, 1.5),
         bbox_clip_border: bool = True,
-        pad_val: float = 114.0,
+        pad_val: float | Sequence[float] = 114.0,
         prob: float = 1.0,
         max_cached_images: int = 40,
         random_pop: bool = True,
@@ -283,7 +283,7 @@ class CachedMixUp(MixUp):
         img_scale: Sequence[int] = (640, 640),
         ratio_range: Sequence[float] = (0.5, 1.5),
         flip_ratio: float = 0.5,
-        pad_val: float = 114.0,
+        pad_val: float | Sequence[float] = 114.0,
         max_iters: int = 15,
         bbox_clip_border: bool = True,
         max_cached_images: int = 20,
