@@ -16,12 +16,44 @@ YOLOX_NECK = {"type": "YOLOXPAFPN", "in_channels": [128, 256, 512], "out_channel
 RTMDET_NECK = {**YOLOX_NECK, "type": "CSPNeXtPAFPN"}
 VGG = {"type": "SSDVGG", "depth": 16, "out_indices": (3, 4), "out_feature_indices": (22, 34)}
 SSD_NECK = {"type": "SSDNeck", "in_channels": (512, 1024)}
+RESNET_50 = [256, 512, 1024, 2048]
+
+
+def hrnet(width):
+    """HRNetV2p of a width."""
+
+    def stage(modules, blocks, *channels, block="BASIC"):
+        return {
+            "num_modules": modules,
+            "num_branches": len(channels),
+            "block": block,
+            "num_blocks": (blocks,) * len(channels),
+            "num_channels": channels,
+        }
+
+    return {
+        "type": "HRNet",
+        "extra": {
+            "stage1": stage(1, 4, 64, block="BOTTLENECK"),
+            "stage2": stage(1, 4, width, width * 2),
+            "stage3": stage(4, 4, width, width * 2, width * 4),
+            "stage4": stage(3, 4, width, width * 2, width * 4, width * 8),
+        },
+    }
+
+
 CONFIGS = {
     "yolo/yolov3_d53_8xb8-ms-416-273e_coco.py": {
         "backbone": {"type": "Darknet", "depth": 53, "out_indices": (3, 4, 5)},
         "neck": {
             "type": "YOLOV3Neck", "num_scales": 3, "in_channels": [1024, 512, 256], "out_channels": [512, 256, 128],
         },
+    },
+    "yolo/yolov3_mobilenetv2_8xb24-ms-416-300e_coco.py": {
+        "backbone": {
+            "type": "MobileNetV2", "out_indices": (2, 4, 6), "act_cfg": {"type": "LeakyReLU", "negative_slope": 0.1},
+        },
+        "neck": {"type": "YOLOV3Neck", "num_scales": 3, "in_channels": [320, 96, 32], "out_channels": [96, 96, 96]},
     },
     "yolox/yolox_s_8xb8-300e_coco.py": {
         "backbone": {"type": "CSPDarknet", "deepen_factor": 0.33, "widen_factor": 0.5},
@@ -63,6 +95,38 @@ CONFIGS = {
         "neck": {
             "type": "DilatedEncoder", "in_channels": 2048, "out_channels": 512, "block_mid_channels": 128,
             "num_residual_blocks": 4, "block_dilations": [2, 4, 6, 8],
+        },
+    },
+    "hrnet/fcos_hrnetv2p-w18-gn-head_4xb4-2x_coco.py": {
+        "backbone": hrnet(18),
+        "neck": {"type": "HRFPN", "in_channels": [18, 36, 72, 144], "out_channels": 256, "stride": 2, "num_outs": 5},
+    },
+    "hrnet/faster-rcnn_hrnetv2p-w40_2x_coco.py": {
+        "backbone": hrnet(40),
+        "neck": {"type": "HRFPN", "in_channels": [40, 80, 160, 320], "out_channels": 256},
+    },
+    "pafpn/faster-rcnn_r50_pafpn_1x_coco.py": {
+        "neck": {"type": "PAFPN", "in_channels": RESNET_50, "out_channels": 256, "num_outs": 5},
+    },
+    "libra_rcnn/libra-retinanet_r50_fpn_1x_coco.py": {
+        "neck": [
+            {
+                "type": "FPN", "in_channels": RESNET_50, "out_channels": 256, "start_level": 1,
+                "add_extra_convs": "on_input", "num_outs": 5,
+            },
+            {"type": "BFP", "in_channels": 256, "num_levels": 5, "refine_level": 1, "refine_type": "non_local"},
+        ],
+    },
+    "detr/detr_r50_8xb2-150e_coco.py": {
+        "neck": {
+            "type": "ChannelMapper", "in_channels": [2048], "kernel_size": 1, "out_channels": 256, "act_cfg": None,
+            "num_outs": 1,
+        },
+    },
+    "deformable_detr/deformable-detr_r50_16xb2-50e_coco.py": {
+        "neck": {
+            "type": "ChannelMapper", "in_channels": [512, 1024, 2048], "kernel_size": 1, "out_channels": 256,
+            "act_cfg": None, "norm_cfg": {"type": "GN", "num_groups": 32}, "num_outs": 4,
         },
     },
 }  # fmt: skip

@@ -3,6 +3,8 @@
 from detkit.models.backbones.csp_darknet import CSPDarknet
 from detkit.models.backbones.cspnext import CSPNeXt
 from detkit.models.backbones.darknet import Darknet
+from detkit.models.backbones.hrnet import HRNet
+from detkit.models.backbones.mobilenet_v2 import MobileNetV2
 from detkit.models.backbones.pvt import PyramidVisionTransformer, PyramidVisionTransformerV2
 from detkit.models.backbones.regnet import RegNet
 from detkit.models.backbones.res2net import Res2Net
@@ -18,6 +20,8 @@ __all__ = [
     "CSPDarknet",
     "CSPNeXt",
     "Darknet",
+    "HRNet",
+    "MobileNetV2",
     "PyramidVisionTransformer",
     "PyramidVisionTransformerV2",
     "RegNet",

@@ -91,20 +91,32 @@ class FPN(BaseModule):
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Outputs (N, out_channels, H_i, W_i), fine to coarse, of inputs (N, in_channels[i], H_i, W_i)."""
+        laterals = self._top_down(inputs)
+        return self._extended(self._smoothed(laterals), inputs, laterals)
+
+    def _top_down(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs of one width, each with the coarser ones added."""
         if len(inputs) != len(self.in_channels):
-            raise ValueError(f"FPN: {len(inputs)} feature maps for {len(self.in_channels)} in_channels")
+            name = type(self).__name__
+            raise ValueError(f"{name}: {len(inputs)} feature maps for {len(self.in_channels)} in_channels")
         laterals = [conv(inputs[level]) for conv, level in zip(self.lateral_convs, self.used, strict=True)]
         for level in range(len(laterals) - 1, 0, -1):
             laterals[level - 1] = laterals[level - 1] + self._upsample(laterals[level], laterals[level - 1])
-        finest = list(self.fpn_convs)[: len(laterals)]
-        outs = [conv(lateral) for conv, lateral in zip(finest, laterals, strict=True)]
+        return laterals
+
+    def _smoothed(self, laterals: Sequence[Tensor]) -> list[Tensor]:
+        """Each through its 3x3 convolution."""
+        return [conv(lateral) for conv, lateral in zip(self.fpn_convs[: len(laterals)], laterals, strict=True)]
+
+    def _extended(self, outs: list[Tensor], inputs: Sequence[Tensor], laterals: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """With the further, coarser levels."""
         if self.extra_source is None:
             while len(outs) < self.num_outs:
                 outs.append(F.max_pool2d(outs[-1], 1, stride=2))
             return tuple(outs)
         sources = {"on_input": inputs[self.used[-1]], "on_lateral": laterals[-1], "on_output": outs[-1]}
         source = sources[self.extra_source]
-        for index, conv in enumerate(list(self.fpn_convs)[len(laterals) :]):
+        for index, conv in enumerate(self.fpn_convs[len(laterals) :]):
             source = conv(F.relu(source) if index > 0 and self.relu_before_extra_convs else source)
             outs.append(source)
         return tuple(outs)
