@@ -22,6 +22,8 @@ HEADS = [
     "RepPointsHead",
     "RetinaHead",
     "RetinaHeadDecoded",
+    "RPNHead",
+    "RPNHeadTwoConvs",
     "RTMDetHead",
     "RTMDetSepBNHead",
     "SABLRetinaHead",
@@ -43,6 +45,7 @@ DETECTORS = {
     # places, and one rounding step decides which of two large boxes come in.
     "RetinaNet": 2,
     "TOOD": 0,
+    "RPN": 0,
     "RTMDet": 0,
     "YOLOF": 0,
     "YOLOV3": 0,

@@ -12,6 +12,7 @@ from detkit.models.dense_heads.loss_normalizer import EMANormalizer
 from detkit.models.dense_heads.paa_head import PAAHead
 from detkit.models.dense_heads.reppoints_head import RepPointsHead
 from detkit.models.dense_heads.retina_head import RetinaHead
+from detkit.models.dense_heads.rpn_head import RPNHead
 from detkit.models.dense_heads.rtmdet_head import RTMDetHead, RTMDetSepBNHead
 from detkit.models.dense_heads.sabl_retina_head import SABLRetinaHead
 from detkit.models.dense_heads.ssd_head import SSDHead
@@ -32,6 +33,7 @@ __all__ = [
     "FreeAnchorRetinaHead",
     "GFLHead",
     "PAAHead",
+    "RPNHead",
     "RTMDetHead",
     "RTMDetSepBNHead",
     "RepPointsHead",

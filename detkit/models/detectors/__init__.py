@@ -9,6 +9,7 @@ from detkit.models.detectors.gfl import GFL
 from detkit.models.detectors.paa import PAA
 from detkit.models.detectors.reppoints_detector import RepPointsDetector
 from detkit.models.detectors.retinanet import RetinaNet
+from detkit.models.detectors.rpn import RPN
 from detkit.models.detectors.rtmdet import RTMDet
 from detkit.models.detectors.single_stage import SingleStageDetector
 from detkit.models.detectors.tood import TOOD
@@ -24,6 +25,7 @@ __all__ = [
     "FSAF",
     "GFL",
     "PAA",
+    "RPN",
     "TOOD",
     "YOLOF",
     "YOLOV3",
