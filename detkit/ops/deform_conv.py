@@ -1,4 +1,4 @@
-"""Deformable convolution on torchvision's kernel; layers, names and keys as MMCV's.
+"""Deformable convolution on torchvision's kernel, or by sampling on a CPU; layers, names and keys as MMCV's.
 
 Deformable ConvNets, Dai et al., https://arxiv.org/abs/1703.06211, and v2, Zhu et al.,
 https://arxiv.org/abs/1811.11168. An offset has two channels (y, x) for each tap of the kernel, in pixels, for each of
@@ -16,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from detkit.ops.sampled_conv import sampled_conv2d
 from detkit.registry import MODELS
 
 __all__ = [
@@ -70,7 +71,10 @@ def deform_conv2d(
     if mask is not None and mask.shape[1] != groups * taps:
         raise ValueError(f"deform_conv2d: the mask needs {groups * taps} channels, got {mask.shape[1]}")
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    out = torchvision.ops.deform_conv2d(
+    # An empty result needs a kernel that knows of no places.
+    by_sampling = x.device.type == "cpu" and offset.numel() > 0 and x.numel() > 0
+    convolve = sampled_conv2d if by_sampling else torchvision.ops.deform_conv2d
+    out = convolve(
         x.to(kind),
         offset.to(kind),
         weight.to(kind),
