@@ -56,10 +56,10 @@ def sampled_conv2d(
         x.reshape(batch * parts, channels // parts, height, width),
         grid.view(batch * parts, taps * rows, columns, 2),
         align_corners=False,
-    ).view(batch * parts, channels // parts, taps, places)
+    ).reshape(batch * parts, channels // parts, taps, places)
     if mask is not None:
         seen = seen * mask.reshape(batch * parts, 1, taps, places)
     groups = channels // weight.shape[1]
     seen = seen.reshape(batch, groups, weight.shape[1] * taps, places)
-    out = (weight.view(groups, -1, weight.shape[1] * taps) @ seen).view(batch, weight.shape[0], rows, columns)
+    out = (weight.reshape(groups, -1, weight.shape[1] * taps) @ seen).reshape(batch, weight.shape[0], rows, columns)
     return out if bias is None else out + bias.view(-1, 1, 1)

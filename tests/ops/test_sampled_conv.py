@@ -44,3 +44,14 @@ def test_values_and_gradients(size, kernel, groups, parts, stride, padding, dila
         strict=True,
     ):
         torch.testing.assert_close(own, wanted)
+
+
+def test_channels_last():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(2, 8, 5, 5, generator=generator), torch.randn(4, 8, 3, 3, generator=generator))
+    offset = torch.randn(2, 18, 5, 5, generator=generator)
+    settings = (None, (1, 1), (1, 1), (1, 1), None)
+    last = [part.contiguous(memory_format=torch.channels_last).requires_grad_() for part in (x, offset, weight)]
+    out = sampled_conv2d(*last, *settings)
+    torch.testing.assert_close(out, sampled_conv2d(x, offset, weight, *settings))
+    out.sum().backward()
