@@ -5,6 +5,7 @@ Each file is a list of cases: config, method, inputs, and what MMDetection 3.3.0
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,39 @@ def rule_tensor(shape: list[int], lo: float, hi: float, seed: int) -> Tensor:
     x = ((x ^ (x >> 13)) * 3266489917) & 0xFFFFFFFF
     x = x ^ (x >> 16)
     return (x.double() / 2**32 * (hi - lo) + lo).float().reshape(shape)
+
+
+def rule_weights(network: torch.nn.Module, period: int | None = None) -> dict[str, Tensor]:
+    """A state dict by the rule: norms near one, offsets of some pixels, convolutions that keep the scale.
+
+    With ``period``, a weight repeats its first so many values: the rule takes long for many.
+    """
+
+    def values(shape: list[int], lo: float, hi: float, seed: int) -> Tensor:
+        count = math.prod(shape)
+        if period is None or count <= period:
+            return rule_tensor(shape, lo, hi, seed)
+        return rule_tensor([period], lo, hi, seed).repeat(count // period + 1)[:count].reshape(shape)
+
+    state = {}
+    for seed, (name, value) in enumerate(sorted(network.state_dict().items())):
+        shape = list(value.shape)
+        if not value.is_floating_point():
+            state[name] = value.clone()
+        elif name.endswith("running_mean") or name.endswith("bias"):
+            state[name] = values(shape, -0.2, 0.2, seed)
+        elif value.ndim < 2:
+            state[name] = values(shape, 0.5, 1.5, seed)
+        else:
+            bound = (3 / value[0].numel()) ** 0.5
+            state[name] = values(shape, -bound, bound, seed)
+    return state
+
+
+def projection(feature: Tensor) -> float:
+    """A number that every element moves, and their order."""
+    weights = rule_tensor(list(feature.shape), -1, 1, 7)
+    return float((feature * weights).sum() / feature.numel() ** 0.5)
 
 
 def load_weights(module: torch.nn.Module, case: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.registry import DefaultScope
-from reference import rule_tensor
+from reference import projection, rule_tensor, rule_weights
 
 from detkit.config import check
 from detkit.models import RegNet, Res2Net, ResNeSt, ResNet, ResNeXt
@@ -71,31 +71,8 @@ CASES = {
 }  # fmt: skip
 
 
-def rule_weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A state dict by the rule: norms near one, offsets of some pixels, convolutions that keep the scale."""
-    state = {}
-    for seed, (name, value) in enumerate(sorted(network.state_dict().items())):
-        shape = list(value.shape)
-        if not value.is_floating_point():
-            state[name] = value.clone()
-        elif name.endswith("running_mean") or name.endswith("bias"):
-            state[name] = rule_tensor(shape, -0.2, 0.2, seed)
-        elif value.ndim < 2:
-            state[name] = rule_tensor(shape, 0.5, 1.5, seed)
-        else:
-            bound = (3 / value[0].numel()) ** 0.5
-            state[name] = rule_tensor(shape, -bound, bound, seed)
-    return state
-
-
 def image() -> torch.Tensor:
     return rule_tensor([2, 3, 66, 97], -2, 2, 1000)
-
-
-def projection(feature: torch.Tensor) -> float:
-    """A number that every element moves, and their order."""
-    weights = rule_tensor(list(feature.shape), -1, 1, 7)
-    return float((feature * weights).sum() / feature.numel() ** 0.5)
 
 
 # Shape, mean, standard deviation and projection of each feature map, computed with MMDetection 3.3.0 (its
