@@ -8,6 +8,7 @@ from typing import Any
 from mmcv.cnn import Scale
 from torch import Tensor, nn
 
+from detkit.models.dense_heads.log_size import exp_size
 from detkit.models.dense_heads.objectness import geometric_mean_logit
 from detkit.models.dense_heads.quality_point_head import QualityPointHead
 from detkit.models.dense_heads.towers import conv_tower
@@ -16,8 +17,6 @@ from detkit.registry import MODELS
 __all__ = ["RTMDetHead", "RTMDetSepBNHead"]
 
 Cfg = Mapping[str, Any]
-# Greatest logarithm of a distance in strides.
-GREATEST_LOG = 80.0
 
 
 @MODELS.register_module()
@@ -93,7 +92,7 @@ class RTMDetHead(QualityPointHead):
             for cls_conv, reg_conv in zip(self.cls_convs, self.reg_convs, strict=True):
                 cls_feat, reg_feat = cls_conv(cls_feat), reg_conv(reg_feat)
             cls_scores.append(_score(self.rtm_cls(cls_feat), self.rtm_obj, reg_feat))
-            bbox_preds.append(scale(_exp(self.rtm_reg(reg_feat))) * stride[0])
+            bbox_preds.append(scale(exp_size(self.rtm_reg(reg_feat))) * stride[0])
         return cls_scores, bbox_preds
 
 
@@ -194,18 +193,13 @@ class RTMDetSepBNHead(QualityPointHead):
             rtm_obj = None if self.rtm_obj is None else self.rtm_obj[index]
             cls_scores.append(_score(self.rtm_cls[index](cls_feat), rtm_obj, reg_feat))
             raw = self.rtm_reg[index](reg_feat)
-            bbox_preds.append((_exp(raw) if self.exp_on_reg else raw.float()) * stride[0])
+            bbox_preds.append((exp_size(raw) if self.exp_on_reg else raw.float()) * stride[0])
         return cls_scores, bbox_preds
 
 
 def _score(logits: Tensor, rtm_obj: nn.Module | None, reg_feat: Tensor) -> Tensor:
     """Logits (N, C, H, W), with the objectness that ``rtm_obj`` predicts if there is one."""
     return logits if rtm_obj is None else geometric_mean_logit(logits, rtm_obj(reg_feat))
-
-
-def _exp(raw: Tensor) -> Tensor:
-    """Exponential (...) in float32 that does not overflow: a gradient of 0 times infinity would be none."""
-    return raw.float().clamp(max=GREATEST_LOG).exp()
 
 
 def _default_init(with_objectness: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from detkit.models.dense_heads.anchor_targets import AnchorTargets, anchor_targets
 from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level
+from detkit.models.dense_heads.log_size import GREATEST_LOG
 from detkit.models.dense_heads.part_checks import check_assigner, dense_sampler
 from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.summed_loss import build_summed_loss
@@ -224,7 +225,7 @@ class YOLOV3Head(BaseModule):
             scores = torch.where(confidence >= self.conf_thr, scores, 0.0)
         candidates = select_candidates(
             [scores],
-            [torch.cat([xy.sigmoid(), wh], dim=-1)],
+            [torch.cat([xy.sigmoid(), wh.clamp(max=GREATEST_LOG)], dim=-1)],
             [priors],
             lambda some, encoded: self.bbox_coder.decode(some[..., :NUM_BOX], encoded, some[..., NUM_BOX:]),
             self.test_cfg,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
+from detkit.models.dense_heads.log_size import exp_size
 from detkit.models.dense_heads.point_targets import PointTargets
 from detkit.structures.boxes import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 
@@ -23,7 +24,7 @@ def decode_boxes(points: Tensor, encoded: Tensor) -> Tensor:
         encoded: (..., A, 4) centre from the point, log width and log height.
     """
     centre = encoded[..., :2] * points[:, 2:] + points[:, :2]
-    return bbox_cxcywh_to_xyxy(torch.cat([centre, encoded[..., 2:].exp() * points[:, 2:]], dim=-1))
+    return bbox_cxcywh_to_xyxy(torch.cat([centre, exp_size(encoded[..., 2:]) * points[:, 2:]], dim=-1))
 
 
 def encode_boxes(points: Tensor, boxes: Tensor) -> Tensor:
