@@ -68,9 +68,10 @@ def valid_anchors(
         metas: Image facts with ``pad_shape`` and ``img_shape``.
         allowed_border: Pixels by which an anchor may leave the image; a negative number allows any.
     """
-    (rows_of_cells, columns), (stride_x, stride_y) = sizes[0], generator.strides[0]
-    height, width = rows_of_cells * stride_y, columns * stride_x
-    whole = all(meta["pad_shape"][0] >= height and meta["pad_shape"][1] >= width for meta in metas)
+    # A cell takes part if it begins within the padded image.
+    height = max((size[0] - 1) * stride[1] for size, stride in zip(sizes, generator.strides, strict=True))
+    width = max((size[1] - 1) * stride[0] for size, stride in zip(sizes, generator.strides, strict=True))
+    whole = all(meta["pad_shape"][0] > height and meta["pad_shape"][1] > width for meta in metas)
     if whole and allowed_border < 0:
         return None
     rows = []

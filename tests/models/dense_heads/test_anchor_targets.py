@@ -73,3 +73,12 @@ def test_strides_that_differ_by_axis():
     # No image of 64 x 32 holds the second column.
     turned = {"pad_shape": (64, 32), "img_shape": (64, 32)}
     assert valid_anchors(anchors, generator, [(4, 2)], [turned], -1).tolist() == [[True, False] * 4]
+
+
+def test_a_coarse_level_may_reach_beyond_what_the_fine_one_covers():
+    generator = AnchorGenerator([8, 16], [1.0], [1.0])
+    sizes = [(2, 2), (2, 2)]
+    anchors = torch.cat(generator.grid_priors(sizes))
+    meta = {"pad_shape": (16, 16), "img_shape": (16, 16)}
+    # The second row and column of stride 16 begin where the padded image ends.
+    assert valid_anchors(anchors, generator, sizes, [meta], -1).tolist() == [[True] * 4 + [True, False, False, False]]
