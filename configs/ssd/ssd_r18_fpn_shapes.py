@@ -47,6 +47,8 @@ model = dict(
         feat_channels=64,
         norm_cfg=dict(type="BN"),
         act_cfg=dict(type="ReLU"),
+        # As SSDLite, which is trained from scratch too: scores start even.
+        init_cfg=dict(type="Normal", layer="Conv2d", std=0.01),
         anchor_generator=dict(
             type="SSDAnchorGenerator",
             scale_major=False,
