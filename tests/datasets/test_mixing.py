@@ -125,11 +125,11 @@ def test_pools_change_and_hold_several_images():
     step = {"type": "CachedMosaic", "img_scale": (96, 64), "max_cached_images": 6}
     dataset = SeededDataset(DATASETS.build({"type": "SquarePictures", "pipeline": [DRAW, step]}), 0)
     shades = []
-    for begin in (0, 48):  # a stretch is eight pools long
-        images = [dataset[SampleKey(0, begin + i, 0)]["img"] for i in range(48)]
+    for epoch, begin in ((0, 0), (0, 48), (1, 0)):  # a stretch is eight pools long
+        images = [dataset[SampleKey(epoch, begin + i, 0)]["img"] for i in range(48)]
         shades.append({int(shade) for image in images for shade in np.unique(image) if shade < 20})
     assert all(3 < len(one) <= 7 for one in shades)
-    assert shades[0] != shades[1]
+    assert shades[1] != shades[0] != shades[2]
 
 
 def test_what_a_pool_holds_cannot_be_written_into():

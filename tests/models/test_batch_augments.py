@@ -59,6 +59,11 @@ def test_the_width_follows_the_batch():
 
 
 def test_everything_is_resized_alike():
+    augment = BatchSyncRandomResize((128, 128), interval=1, size_divisor=128)
+    with run(2):
+        image, (sample,) = augment(*batch())
+    assert image.shape == (1, 3, 128, 128)  # the ratio is that of the multiples, 1.5 becomes 1
+    assert sample.gt_instances.bboxes.tolist() == [pytest.approx([32, 32, 96, 64])]
     augment = BatchSyncRandomResize((128, 128), interval=1)
     with run(2):
         image, (sample,) = augment(*batch())

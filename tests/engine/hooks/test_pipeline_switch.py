@@ -141,12 +141,12 @@ class LossAtValidation(Hook):
 
 def test_a_validation_after_resuming_is_that_of_the_epoch_that_was_trained(make_runner, tmp_path):
     note = LossAtValidation()
-    trained(make_runner, tmp_path, "cut", Watch(9), config(YOLOX))
-    options = config(YOLOX)
-    options["custom_hooks"].append(note)
-    watch = Watch()
-    # The checkpoint of iteration 9 is from before the validation of the third epoch.
-    trained(make_runner, tmp_path, "cut", watch, options, resume=str(tmp_path / "cut" / "iter_9.pth"))
+    each_epoch = {"checkpoint": {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": -1}}
+    options = config(YOLOX, default_hooks=toy_config("")["default_hooks"] | each_epoch)
+    trained(make_runner, tmp_path, "cut", Watch(10), options)
+    options["custom_hooks"] = [*options["custom_hooks"], note]
+    # The checkpoint of an epoch is from before its validation.
+    trained(make_runner, tmp_path, "cut", Watch(), options, resume=str(tmp_path / "cut" / "epoch_3.pth"))
     assert note.seen == [(True, 2), (True, 3)]
 
 
