@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ class History:
         """Add one value."""
         self.extend([value], [step])
 
-    def extend(self, values: list[float], steps: list[int]) -> None:
+    def extend(self, values: list[float], steps: Sequence[int] | NDArray[np.int64]) -> None:
         """Add values in the order of their steps."""
         total = sum(values)
         if not math.isfinite(total):
@@ -76,14 +76,14 @@ class History:
         length = len(self._values)
         begin = self._put + max(0, len(values) - length)
         self._put += len(values)
-        values, steps = values[-length:], steps[-length:]
         place = begin % length
-        first = min(len(values), length - place)
-        self._values[place : place + first] = values[:first]
-        self._steps[place : place + first] = steps[:first]
-        if first < len(values):
-            self._values[: len(values) - first] = values[first:]
-            self._steps[: len(values) - first] = steps[first:]
+        if place + len(values) <= length:
+            self._values[place : place + len(values)] = values
+            self._steps[place : place + len(values)] = steps
+            return
+        places = np.arange(begin, self._put) % length
+        self._values[places] = values[-length:]
+        self._steps[places] = steps[-length:]
 
     def values(self, window: int | None = None) -> NDArray[np.float64]:
         """The last ``window`` values that are kept, oldest first; all of them if None."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detkit.events.history import History
 from detkit.events.pictures import Histogram, Picture, count_values
-from detkit.events.unread import Puts, UnreadScalars, copied
+from detkit.events.unread import Columns, Puts, UnreadScalars, copied
 from detkit.signature import nearest, quoted
 
 __all__ = ["EventStorage", "get_event_storage", "has_event_storage"]
@@ -53,6 +53,7 @@ class EventStorage:
         self._smoothing: dict[str, bool] = {}
         self._unread = UnreadScalars(self._keep)
         self._puts: dict[tuple[Any, ...], Puts] = {}
+        self._owned: dict[tuple[str, ...], Puts] = {}
         self._images: deque[Picture] = deque(maxlen=_PICTURES)
         self._histograms: deque[tuple[str, Tensor, int]] = deque(maxlen=_PICTURES)
         self._tokens: list[Token[EventStorage]] = []
@@ -100,12 +101,12 @@ class EventStorage:
                 as they are.
             step: Step they belong to.
         """
-        key = ("", "owned", *values)
-        puts = self._puts.get(key)
+        names = tuple(values)
+        puts = self._owned.get(names)
         if puts is None:
             if not all(isinstance(value, (float, int)) or _is_scalar(value) for value in values.values()):
                 return self.put_scalars(values, step=step)
-            puts = self._puts[key] = self._unread.new(self._named(values, smoothing=True))
+            puts = self._owned[names] = self._unread.new(self._named(names, smoothing=True))
         row: Any = tuple(values.values())
         return self._unread.add(puts, row, step)
 
@@ -199,7 +200,7 @@ class EventStorage:
         self._unread.read()
         return self._histories
 
-    def _keep(self, columns: Mapping[str, tuple[list[float], list[int]]]) -> None:
+    def _keep(self, columns: Columns) -> None:
         for name, (values, steps) in columns.items():
             if name not in self._histories:
                 self._histories[name] = History(self._length, self._smoothing[name])
@@ -245,7 +246,7 @@ class EventStorage:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the sums that :meth:`state_dict` gave; forget what was noted here before."""
-        self._unread, self._puts = UnreadScalars(self._keep), {}
+        self._unread, self._puts, self._owned = UnreadScalars(self._keep), {}, {}
         self._histories = {name: History(self._length) for name in state}
         for name, history in self._histories.items():
             history.load_state_dict(state[name])

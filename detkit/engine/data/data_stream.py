@@ -52,16 +52,18 @@ class DataStream:
     def rest_of_pass(self) -> Iterator[Any]:
         """The batches that are left of this pass; after the last one the next pass is due."""
         dataloader = self.dataloader
+        epoch, done = self.position
         begin = perf_counter()
         for batch in self._begin_pass():
             self.load_time = perf_counter() - begin
-            self.position = Position(self.position.epoch, self.position.batch + 1)
+            done += 1
+            self.position = Position(epoch, done)
             yield batch
             if self.dataloader is not dataloader:
                 break
             begin = perf_counter()
-        self._length_before = self.position.batch
-        self.position = Position(self.position.epoch + 1, 0)
+        self._length_before = done
+        self.position = Position(epoch + 1, 0)
 
     def __iter__(self) -> Iterator[Any]:
         """Batches without end."""

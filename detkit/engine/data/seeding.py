@@ -133,7 +133,7 @@ class SeededBatches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        skip, self.skip = self.skip, 0
+        epoch, skip, self.skip = self.epoch, self.skip, 0
         # Samplers hand samples out by turns, or stretches of the dataset: a sample's place in it, and so its seed, is
         # the same however many processes there are.
         rank, step = get_dist_info()
@@ -145,8 +145,7 @@ class SeededBatches:
             if number < skip:
                 position += len(batch)
                 continue
-            places = range(position, position + len(batch))
-            yield [SampleKey(self.epoch, p * step + rank, index) for p, index in zip(places, batch, strict=True)]
+            yield [SampleKey(epoch, place * step + rank, index) for place, index in enumerate(batch, position)]
             position += len(batch)
 
     def set_epoch(self, epoch: int) -> None:
@@ -170,9 +169,11 @@ class SeededDataset(Dataset):
         self.dataset = dataset
         self.seed = seed
 
+    # torch would ask the wrapped dataset for a whole batch, unseeded; None tells it, at each batch, not to.
+    __getitems__ = None
+
     def __getattr__(self, name: str) -> Any:
-        # Not __getitems__: torch would then ask the wrapped dataset for a batch, unseeded.
-        if name in ("dataset", "__getitems__"):
+        if name == "dataset":  # not set yet: a copy or an unpickled object is being filled
             raise AttributeError(name)
         return getattr(self.dataset, name)
 

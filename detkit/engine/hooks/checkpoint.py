@@ -93,6 +93,7 @@ class CheckpointHook(Hook):
         self._best = BestMetric(save_best, rule, greater_keys, less_keys, strict)
         self._kept: list[str] = []
         self._saved_at: int | None = None
+        self._max_iters = 0
         self._check_names()
         if backend_args is not None:
             raise ValueError(
@@ -143,6 +144,7 @@ class CheckpointHook(Hook):
 
         A new run does not go on among the checkpoints of an earlier one.
         """
+        self._max_iters = runner.max_iters
         if not any(getattr(hook, "adds_metrics", False) for hook in runner.hooks):
             self._best.check(runner.val_loop, runner.logger.warning)
         if self.by_epoch and self.interval and isinstance(runner.train_loop, IterBasedTrainLoop):
@@ -173,11 +175,9 @@ class CheckpointHook(Hook):
         if self.by_epoch:
             return
         done = runner.iter + 1
-        within = not self.interval or (done - self.save_begin) % self.interval
-        if within and done != runner.max_iters:
-            return  # nearly always, so this comes first
-        due = bool(self.interval) and self.every_n_train_iters(runner, self.interval, self.save_begin)
-        last = done == runner.max_iters
+        last = done == self._max_iters
+        since = done - self.save_begin
+        due = self.interval is not None and since >= 0 and since % self.interval == 0
         if due or last:
             self._save(runner, self.filename_tmpl.format(done), {"epoch": runner.epoch, "iter": done}, due, last)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from datetime import timedelta
-from pathlib import PurePath
 from typing import Any
 
 from mmengine.logging import MMLogger
@@ -13,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 __all__ = ["ConsoleHandler", "ProgressDisplay", "duration", "only_errors", "use_console"]
+
+_MMENGINES_RUNNER = os.path.join("mmengine", "runner", "runner.py")
 
 
 def duration(seconds: float) -> str:
@@ -36,7 +37,7 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        runner_says = PurePath(record.pathname).parts[-3:] == ("mmengine", "runner", "runner.py")
+        runner_says = record.pathname.endswith(_MMENGINES_RUNNER)
         if not getattr(record, "console", True) or (runner_says and record.levelno < logging.WARNING):
             return
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""

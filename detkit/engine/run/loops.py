@@ -90,7 +90,7 @@ class _Resumable:
             self.val_interval = self.dynamic_intervals[bisect(self.dynamic_milestones, done + 1) - 1]
         runner = self.runner
         due = done >= total or (self.val_interval > 0 and done % self.val_interval == 0)
-        if runner.val_loop is None or done < self.val_begin or not due or self._validated == self._iter:
+        if not due or done < self.val_begin or self._validated == self._iter or runner.val_loop is None:
             return
         sync_buffers(runner.model)
         runner.val_loop.run()

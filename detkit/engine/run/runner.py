@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -227,7 +228,8 @@ class Runner(PartBuilder):
         self.load_or_resume()
         self.optim_wrapper.initialize_count_status(self.model, self.iter, self.max_iters)
         self._compile()
-        model = self.train_loop.run()
+        with _frozen_garbage():
+            model = self.train_loop.run()
         self.call_hook("after_run")
         return model
 
@@ -352,3 +354,15 @@ class Runner(PartBuilder):
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
         if self.rank == 0:
             save_checkpoint_file(checkpoint, Path(out_dir, filename))
+
+
+@contextmanager
+def _frozen_garbage() -> Iterator[None]:
+    """Python's collector leaves alone what is there already: it would walk through torch and all annotations again and
+    again, for a tenth of a second each time, and workers that are forked would get a copy of what it touches.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

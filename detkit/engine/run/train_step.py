@@ -44,7 +44,7 @@ def train_step(model: nn.Module, data_batch: Any, optim_wrapper: Any) -> dict[st
         )
     if _own(model, "train_step"):
         outputs: Any = model.train_step(data_batch, optim_wrapper)  # type: ignore[operator]
-        return {name: _detached(value) for name, value in outputs.items()}
+        return _detached(outputs)
     # Wrappers are no BaseModel; mmengine's own test for them asks ten registries.
     inner: Any = model if isinstance(model, BaseModel) else getattr(model, "module", model)
     forward: Any = model._run_forward
@@ -57,7 +57,7 @@ def train_step(model: nn.Module, data_batch: Any, optim_wrapper: Any) -> dict[st
     optim_wrapper.update_params(total)
     if inner is not model and getattr(model, "detect_anomalous_params", False):
         detect_anomalous_params(total, model=model)  # names parameters without gradient
-    return {name: _detached(value) for name, value in values.items()}
+    return _detached(values)
 
 
 def sum_losses(losses: Tensor | Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -79,7 +79,8 @@ def sum_losses(losses: Tensor | Mapping[str, Any]) -> tuple[Tensor, dict[str, An
     total: Any = None
     values: dict[str, Any] = {"loss": None}
     for name, given in losses.items():
-        value = _scalar(name, given)
+        # Nearly every value is a scalar; the mean of one is itself, and would cost a node of the graph.
+        value = given if isinstance(given, Tensor) and given.ndim == 0 else _scalar(name, given)
         if "loss" in name:
             total = value if total is None else total + value
         elif isinstance(value, Tensor) and value.requires_grad:
@@ -100,8 +101,7 @@ def sum_losses(losses: Tensor | Mapping[str, Any]) -> tuple[Tensor, dict[str, An
 
 def _scalar(name: str, value: Any) -> Any:
     if isinstance(value, Tensor):
-        # The mean of a scalar is itself, and would cost a node of the graph.
-        return value if value.ndim == 0 else _mean(value)
+        return _mean(value)
     if isinstance(value, (list, tuple)) and value and all(isinstance(one, Tensor) for one in value):
         return sum(_scalar(name, one) for one in value)
     if isinstance(value, (int, float)) and "loss" not in name:
@@ -114,11 +114,12 @@ def _mean(value: Tensor) -> Tensor:
     return value.mean() if value.is_floating_point() else value.float().mean()
 
 
-def _detached(value: Any) -> Any:
-    """The value by itself: what a model reports without a graph may be a buffer, which changes."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.detach() if value.requires_grad else value.clone()
+def _detached(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without their graph: what a model reports without one may be a buffer, which changes."""
+    return {
+        name: value if not isinstance(value, Tensor) else value.detach() if value.requires_grad else value.clone()
+        for name, value in values.items()
+    }
 
 
 def _own(model: nn.Module, method: str) -> bool:
