@@ -11,7 +11,7 @@ import torch
 from test_readme import BASE, snippets
 
 from detkit.config import load
-from detkit.models.dense_heads.postprocess import DenseTestCfg
+from detkit.models.dense_heads.prediction.postprocess import DenseTestCfg
 from detkit.ops import NMS_KINDS
 from detkit.registry import MODELS, TRANSFORMS
 

@@ -196,7 +196,7 @@ def retinanet_loss(num_gts: int, device: str) -> Case:
     from torchvision.models.detection import retinanet_resnet50_fpn
 
     from detkit.losses import FocalLoss, L1Loss
-    from detkit.models.dense_heads.anchor_targets import anchor_targets
+    from detkit.models.dense_heads.targets.anchor_targets import anchor_targets
     from detkit.task_modules import DeltaXYWHBBoxCoder, MaxIoUAssigner, PseudoSampler
 
     truth, anchors = objects(num_gts, PADDED, 80, device), retina_anchors(PADDED, device)
@@ -233,8 +233,8 @@ def fcos_loss(num_gts: int, device: str) -> Case:
     from torchvision.models.detection import fcos_resnet50_fpn
 
     from detkit.losses import CrossEntropyLoss, FocalLoss, GIoULoss
-    from detkit.models.dense_heads.fcos_loss import fcos_losses
-    from detkit.models.dense_heads.point_targets import point_targets
+    from detkit.models.dense_heads.losses.fcos_loss import fcos_losses
+    from detkit.models.dense_heads.targets.point_targets import point_targets
     from detkit.task_modules import FCOSAssigner, MlvlPointGenerator, PseudoSampler
 
     levels = MlvlPointGenerator(list(STRIDES)).grid_priors(level_sizes(PADDED), device=device, with_stride=True)

@@ -12,10 +12,10 @@ from no_sync import NoSync
 
 from detkit.losses import CIoULoss, CrossEntropyLoss, DIoULoss, FocalLoss, GIoULoss, L1Loss, SmoothL1Loss
 from detkit.models.dense_heads import RetinaHead
-from detkit.models.dense_heads.anchor_loss import anchor_losses
-from detkit.models.dense_heads.anchor_targets import AnchorTargets
-from detkit.models.dense_heads.loss_normalizer import EMANormalizer
-from detkit.models.dense_heads.rpn_loss import rpn_losses
+from detkit.models.dense_heads.losses.anchor_loss import anchor_losses
+from detkit.models.dense_heads.losses.loss_normalizer import EMANormalizer
+from detkit.models.dense_heads.losses.rpn_loss import rpn_losses
+from detkit.models.dense_heads.targets.anchor_targets import AnchorTargets
 from detkit.models.roi_heads.fast_rcnn_loss import fast_rcnn_losses, federated_classes
 from detkit.ops import nms
 from detkit.registry import MODELS

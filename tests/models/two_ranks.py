@@ -12,10 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detkit.losses import CrossEntropyLoss, FocalLoss, GIoULoss, L1Loss
 from detkit.models.dense_heads import RetinaHead
-from detkit.models.dense_heads.anchor_targets import AnchorTargets
-from detkit.models.dense_heads.fcos_loss import fcos_losses
-from detkit.models.dense_heads.point_targets import point_targets
-from detkit.models.dense_heads.rpn_loss import rpn_losses
+from detkit.models.dense_heads.losses.fcos_loss import fcos_losses
+from detkit.models.dense_heads.losses.rpn_loss import rpn_losses
+from detkit.models.dense_heads.targets.anchor_targets import AnchorTargets
+from detkit.models.dense_heads.targets.point_targets import point_targets
 from detkit.models.roi_heads.fast_rcnn_loss import fast_rcnn_losses
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth

@@ -8,7 +8,7 @@ from detkit.models.dense_heads.fovea_head import FoveaHead
 from detkit.models.dense_heads.free_anchor_retina_head import FreeAnchorRetinaHead
 from detkit.models.dense_heads.fsaf_head import FSAFHead
 from detkit.models.dense_heads.gfl_head import GFLHead
-from detkit.models.dense_heads.loss_normalizer import EMANormalizer
+from detkit.models.dense_heads.losses.loss_normalizer import EMANormalizer
 from detkit.models.dense_heads.paa_head import PAAHead
 from detkit.models.dense_heads.reppoints_head import RepPointsHead
 from detkit.models.dense_heads.retina_head import RetinaHead

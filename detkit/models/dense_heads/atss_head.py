@@ -10,12 +10,12 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.losses.reduction import reduce_mean
-from detkit.models.dense_heads.anchor_train_cfg import ANCHOR_TRAIN_CFG_KEYS, AnchorTrainCfg
-from detkit.models.dense_heads.atss_layers import ATSSLayers, one_anchor_of_a_cell
-from detkit.models.dense_heads.box_quality import centerness_of_anchors, quality_box_loss
-from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
-from detkit.models.dense_heads.part_checks import check_box_loss, check_coder, check_loss
-from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
+from detkit.models.dense_heads.layers.atss_layers import ATSSLayers, one_anchor_of_a_cell
+from detkit.models.dense_heads.losses.box_quality import centerness_of_anchors, quality_box_loss
+from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
+from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
+from detkit.models.dense_heads.targets.anchor_train_cfg import ANCHOR_TRAIN_CFG_KEYS, AnchorTrainCfg
+from detkit.models.dense_heads.targets.part_checks import check_box_loss, check_coder, check_loss
 from detkit.registry import MODELS, TASK_UTILS
 from detkit.structures import DetDataSample
 

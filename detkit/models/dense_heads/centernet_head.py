@@ -12,7 +12,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
-from detkit.models.dense_heads.gaussian_target import gaussian_heatmaps, gaussian_radius
+from detkit.models.dense_heads.targets.gaussian_target import gaussian_heatmaps, gaussian_radius
 from detkit.registry import MODELS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.boxes import scale_boxes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detkit.losses.reduction import reduce_mean
-from detkit.models.dense_heads.flatten import featmap_sizes, flatten_levels
+from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_levels
 from detkit.models.dense_heads.retina_head import RetinaHead
 from detkit.registry import MODELS
 from detkit.structures import DetDataSample

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from detkit.losses.reduction import reduce_mean
-from detkit.models.dense_heads.anchor_targets import valid_anchors
-from detkit.models.dense_heads.flatten import featmap_sizes, flatten_levels
+from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_levels
 from detkit.models.dense_heads.retina_head import RetinaHead
+from detkit.models.dense_heads.targets.anchor_targets import valid_anchors
 from detkit.registry import MODELS
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth

@@ -12,13 +12,13 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
-from detkit.models.dense_heads.anchor_targets import anchor_targets, valid_anchors
-from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
-from detkit.models.dense_heads.part_checks import check_assigner, dense_sampler
-from detkit.models.dense_heads.point_targets import POINT_KINDS, priors_of_kind
-from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
-from detkit.models.dense_heads.representative_points import TRANSFORMS, box_of_points, grid_of_boxes
-from detkit.models.dense_heads.towers import conv_tower
+from detkit.models.dense_heads.layers.towers import conv_tower
+from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
+from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
+from detkit.models.dense_heads.prediction.representative_points import TRANSFORMS, box_of_points, grid_of_boxes
+from detkit.models.dense_heads.targets.anchor_targets import anchor_targets, valid_anchors
+from detkit.models.dense_heads.targets.part_checks import check_assigner, dense_sampler
+from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, priors_of_kind
 from detkit.ops import DeformConv2d
 from detkit.registry import MODELS, TASK_UTILS, check_keys, nearest
 from detkit.structures import DetDataSample

@@ -13,11 +13,11 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from detkit.models.dense_heads.anchor_train_cfg import ANCHOR_TRAIN_CFG_KEYS, AnchorTrainCfg
-from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
-from detkit.models.dense_heads.part_checks import check_box_loss, check_coder, check_loss
-from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
-from detkit.models.dense_heads.rpn_loss import rpn_losses
+from detkit.models.dense_heads.losses.rpn_loss import rpn_losses
+from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
+from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
+from detkit.models.dense_heads.targets.anchor_train_cfg import ANCHOR_TRAIN_CFG_KEYS, AnchorTrainCfg
+from detkit.models.dense_heads.targets.part_checks import check_box_loss, check_coder, check_loss
 from detkit.registry import MODELS, TASK_UTILS
 from detkit.structures import DetDataSample
 

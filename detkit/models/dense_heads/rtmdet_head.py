@@ -8,10 +8,10 @@ from typing import Any
 from mmcv.cnn import Scale
 from torch import Tensor, nn
 
-from detkit.models.dense_heads.log_size import exp_size
-from detkit.models.dense_heads.objectness import geometric_mean_logit
+from detkit.models.dense_heads.layers.towers import conv_tower
+from detkit.models.dense_heads.prediction.log_size import exp_size
+from detkit.models.dense_heads.prediction.objectness import geometric_mean_logit
 from detkit.models.dense_heads.quality_point_head import QualityPointHead
-from detkit.models.dense_heads.towers import conv_tower
 from detkit.registry import MODELS
 
 __all__ = ["RTMDetHead", "RTMDetSepBNHead"]

@@ -15,14 +15,14 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
-from detkit.models.dense_heads.anchor_targets import AnchorTargets
-from detkit.models.dense_heads.anchor_train_cfg import ANCHOR_TRAIN_CFG_KEYS, AnchorTrainCfg
-from detkit.models.dense_heads.atss_layers import one_anchor_generator
-from detkit.models.dense_heads.box_quality import box_centers, centerness_of_anchors, quality_box_loss
-from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level, flatten_levels
-from detkit.models.dense_heads.part_checks import check_box_loss, check_coder, check_loss
-from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
-from detkit.models.dense_heads.tood_layers import TaskDecomposition, geometric_mean_of_sigmoids, sample_boxes
+from detkit.models.dense_heads.layers.atss_layers import one_anchor_generator
+from detkit.models.dense_heads.layers.tood_layers import TaskDecomposition, geometric_mean_of_sigmoids, sample_boxes
+from detkit.models.dense_heads.losses.box_quality import box_centers, centerness_of_anchors, quality_box_loss
+from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
+from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
+from detkit.models.dense_heads.targets.anchor_targets import AnchorTargets
+from detkit.models.dense_heads.targets.anchor_train_cfg import ANCHOR_TRAIN_CFG_KEYS, AnchorTrainCfg
+from detkit.models.dense_heads.targets.part_checks import check_box_loss, check_coder, check_loss
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.boxes import distance2bbox

@@ -11,12 +11,12 @@ from mmengine.model import BaseModule, bias_init_with_prob
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from detkit.models.dense_heads.anchor_targets import AnchorTargets, anchor_targets
-from detkit.models.dense_heads.flatten import featmap_sizes, flatten_level
-from detkit.models.dense_heads.log_size import GREATEST_LOG
-from detkit.models.dense_heads.part_checks import check_assigner, dense_sampler
-from detkit.models.dense_heads.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
-from detkit.models.dense_heads.summed_loss import build_summed_loss
+from detkit.models.dense_heads.losses.summed_loss import build_summed_loss
+from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level
+from detkit.models.dense_heads.prediction.log_size import GREATEST_LOG
+from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
+from detkit.models.dense_heads.targets.anchor_targets import AnchorTargets, anchor_targets
+from detkit.models.dense_heads.targets.part_checks import check_assigner, dense_sampler
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth

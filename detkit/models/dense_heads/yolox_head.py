@@ -11,14 +11,14 @@ from mmengine.model import BaseModule, bias_init_with_prob
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from detkit.models.dense_heads.flatten import featmap_sizes, flatten_levels
-from detkit.models.dense_heads.objectness import geometric_mean, geometric_mean_logit
-from detkit.models.dense_heads.part_checks import check_assigner, dense_sampler
-from detkit.models.dense_heads.point_targets import POINT_KINDS, point_targets, wants_logits
-from detkit.models.dense_heads.postprocess import Candidates, DenseTestCfg, detections
-from detkit.models.dense_heads.summed_loss import build_summed_loss
-from detkit.models.dense_heads.towers import conv_tower
-from detkit.models.dense_heads.yolox_loss import decode_boxes, yolox_losses
+from detkit.models.dense_heads.layers.towers import conv_tower
+from detkit.models.dense_heads.losses.summed_loss import build_summed_loss
+from detkit.models.dense_heads.losses.yolox_loss import decode_boxes, yolox_losses
+from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_levels
+from detkit.models.dense_heads.prediction.objectness import geometric_mean, geometric_mean_logit
+from detkit.models.dense_heads.prediction.postprocess import Candidates, DenseTestCfg, detections
+from detkit.models.dense_heads.targets.part_checks import check_assigner, dense_sampler
+from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, point_targets, wants_logits
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth

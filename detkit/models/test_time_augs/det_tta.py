@@ -10,7 +10,7 @@ from mmengine.model import BaseTTAModel
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from detkit.models.dense_heads.postprocess import suppress_images
+from detkit.models.dense_heads.prediction.postprocess import suppress_images
 from detkit.ops import NMSCfg
 from detkit.ops.values import check_limit
 from detkit.registry import MODELS, check_keys, where

@@ -5,7 +5,7 @@ import torch
 from mmengine.structures import InstanceData
 
 from detkit.models.dense_heads import CenterNetHead
-from detkit.models.dense_heads.centernet_update_targets import center_heat_targets, near_points, well_predicted
+from detkit.models.dense_heads.targets.centernet_update_targets import center_heat_targets, near_points, well_predicted
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules import MlvlPointGenerator

@@ -7,7 +7,7 @@ from no_sync import NoSync
 
 from detkit.models import GFLHead, VFNetHead
 from detkit.models.dense_heads.gfl_head import Integral
-from detkit.models.dense_heads.star_offsets import star_offsets
+from detkit.models.dense_heads.layers.star_offsets import star_offsets
 from detkit.registry import MODELS
 from detkit.structures import DetDataSample
 from detkit.structures.boxes import bbox_overlaps

@@ -5,8 +5,8 @@ import torch
 from no_sync import NoSync
 
 from detkit.models import PAAHead
-from detkit.models.dense_heads.paa_targets import lowest_of_each_object, paa_positives
-from detkit.models.dense_heads.score_voting import vote_boxes
+from detkit.models.dense_heads.prediction.score_voting import vote_boxes
+from detkit.models.dense_heads.targets.paa_targets import lowest_of_each_object, paa_positives
 from detkit.structures.boxes import bbox_overlaps
 
 

@@ -6,7 +6,7 @@ from no_sync import NoSync
 from reference import arguments, case_named, load_weights
 
 from detkit.models import RTMDetHead, RTMDetSepBNHead
-from detkit.models.dense_heads.point_targets import PointTargets
+from detkit.models.dense_heads.targets.point_targets import PointTargets
 from detkit.registry import MODELS
 
 

@@ -6,9 +6,9 @@ from mmengine import MessageHub
 from mmengine.structures import InstanceData
 
 from detkit.models import TOODHead
-from detkit.models.dense_heads.anchor_targets import AnchorTargets
+from detkit.models.dense_heads.layers.tood_layers import geometric_mean_of_sigmoids, sample_boxes
+from detkit.models.dense_heads.targets.anchor_targets import AnchorTargets
 from detkit.models.dense_heads.tood_head import relative_alignment
-from detkit.models.dense_heads.tood_layers import geometric_mean_of_sigmoids, sample_boxes
 from detkit.structures import DetDataSample
 from detkit.task_modules import BatchAssignResult
 
@@ -92,10 +92,10 @@ def test_sides_are_taken_from_cells_nearby_unless_that_makes_no_box():
     torch.testing.assert_close(sample_boxes(boxes, offset), boxes)
     # The first cell takes its right side from half way between the second and the third: (5 + 12) / 2.
     offset[0, 5, 0, 0] = 1.5
-    assert sample_boxes(boxes, offset)[0, :, 0, 0].tolist() == [0, 0, 8.5, 2]
+    torch.testing.assert_close(sample_boxes(boxes, offset)[0, :, 0, 0], torch.tensor([0, 0, 8.5, 2]))
     # The second would take its left side from the third, right of its own right side.
     offset[0, 1, 0, 1] = 1
-    assert sample_boxes(boxes, offset)[0, :, 0, 1].tolist() == [1, 0, 5, 2]
+    torch.testing.assert_close(sample_boxes(boxes, offset)[0, :, 0, 1], torch.tensor([1.0, 0, 5, 2]))
 
 
 def targets(metrics):

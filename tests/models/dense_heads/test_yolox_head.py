@@ -9,8 +9,8 @@ from no_sync import NoSync
 
 from detkit.losses import CrossEntropyLoss, IoULoss, L1Loss
 from detkit.models import YOLOXHead
-from detkit.models.dense_heads.point_targets import PointTargets
-from detkit.models.dense_heads.yolox_loss import decode_boxes, encode_boxes, yolox_losses
+from detkit.models.dense_heads.losses.yolox_loss import decode_boxes, encode_boxes, yolox_losses
+from detkit.models.dense_heads.targets.point_targets import PointTargets
 from detkit.structures import DetDataSample
 from detkit.task_modules import DynamicSoftLabelAssigner, SimOTAAssigner
 

@@ -6,7 +6,7 @@ from no_sync import NoSync
 from task_modules.samplers.images import batch, image
 from task_modules.samplers.roi_heads import FormulaHead
 
-from detkit.models.dense_heads.anchor_targets import anchor_targets
+from detkit.models.dense_heads.targets.anchor_targets import anchor_targets
 from detkit.registry import TASK_UTILS
 from detkit.task_modules import (
     DeltaXYWHBBoxCoder,

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from detkit.models.dense_heads.anchor_targets import AnchorTargets
+from detkit.models.dense_heads.targets.anchor_targets import AnchorTargets
 
 __all__ = ["Decoder", "anchor_losses"]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference import arguments, assert_same, cases
 
-from detkit.models.dense_heads.postprocess import (
+from detkit.models.dense_heads.prediction.postprocess import (
     Candidates,
     DenseTestCfg,
     _best,

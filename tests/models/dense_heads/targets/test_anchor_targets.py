@@ -4,8 +4,8 @@ import pytest
 import torch
 from mmengine.structures import InstanceData
 
-from detkit.models.dense_heads.anchor_targets import anchor_targets, valid_anchors
-from detkit.models.dense_heads.part_checks import check_assigner
+from detkit.models.dense_heads.targets.anchor_targets import anchor_targets, valid_anchors
+from detkit.models.dense_heads.targets.part_checks import check_assigner
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules import (
     AnchorGenerator,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from detkit.models.dense_heads.objectness import geometric_mean, geometric_mean_logit, implicit_objectness
+from detkit.models.dense_heads.prediction.objectness import geometric_mean, geometric_mean_logit, implicit_objectness
 
 
 def test_by_hand():

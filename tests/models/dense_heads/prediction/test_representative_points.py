@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from detkit.models.dense_heads.representative_points import box_of_points, grid_of_boxes
+from detkit.models.dense_heads.prediction.representative_points import box_of_points, grid_of_boxes
 
 POINTS = torch.tensor([[1.0, 5], [3, 2], [2, 4], [0, 3], [9, 9]])
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
-from detkit.models.dense_heads.box_quality import centerness, quality_box_loss
-from detkit.models.dense_heads.point_targets import PointTargets, boxes_around_origin
+from detkit.models.dense_heads.losses.box_quality import centerness, quality_box_loss
+from detkit.models.dense_heads.targets.point_targets import PointTargets, boxes_around_origin
 from detkit.structures.boxes import bbox2distance
 
 __all__ = ["fcos_losses"]

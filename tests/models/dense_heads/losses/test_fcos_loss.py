@@ -6,9 +6,9 @@ from mmengine.structures import InstanceData
 from no_sync import NoSync
 
 from detkit.losses import CrossEntropyLoss, FocalLoss, GIoULoss
-from detkit.models.dense_heads.box_quality import centerness
-from detkit.models.dense_heads.fcos_loss import fcos_losses
-from detkit.models.dense_heads.point_targets import point_targets
+from detkit.models.dense_heads.losses.box_quality import centerness
+from detkit.models.dense_heads.losses.fcos_loss import fcos_losses
+from detkit.models.dense_heads.targets.point_targets import point_targets
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules import FCOSAssigner, PseudoSampler
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detkit.models.dense_heads.anchor_targets import (
+from detkit.models.dense_heads.targets.anchor_targets import (
     AnchorTargets,
     BoxCoder,
     anchor_targets,
     valid_anchors,
 )
-from detkit.models.dense_heads.part_checks import check_assigner, dense_sampler
+from detkit.models.dense_heads.targets.part_checks import check_assigner, dense_sampler
 from detkit.registry import TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth

@@ -6,7 +6,7 @@ import pytest
 import torch
 from no_sync import NoSync
 
-from detkit.models.dense_heads.gaussian_mixture import fit_two_gaussians, log_likelihoods
+from detkit.models.dense_heads.targets.gaussian_mixture import fit_two_gaussians, log_likelihoods
 
 
 def density(x, share, mean, variance):

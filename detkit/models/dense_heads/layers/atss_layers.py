@@ -9,7 +9,7 @@ from mmcv.cnn import Scale
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from detkit.models.dense_heads.towers import conv_tower
+from detkit.models.dense_heads.layers.towers import conv_tower
 from detkit.registry import TASK_UTILS
 
 __all__ = ["ATSSLayers", "one_anchor_generator", "one_anchor_of_a_cell"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.structures import InstanceData
 
-from detkit.models.dense_heads.log_size import exp_size
+from detkit.models.dense_heads.prediction.log_size import exp_size
 from detkit.registry import MODELS
 from detkit.structures import DetDataSample
 

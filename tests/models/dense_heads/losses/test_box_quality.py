@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detkit.losses import GIoULoss, L1Loss
-from detkit.models.dense_heads.box_quality import centerness_of_anchors, iou_quality, quality_box_loss
+from detkit.models.dense_heads.losses.box_quality import centerness_of_anchors, iou_quality, quality_box_loss
 
 BOXES = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 20, 10], [5, 5, 6, 6]]])
 

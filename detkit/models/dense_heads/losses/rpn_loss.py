@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
-from detkit.models.dense_heads.anchor_loss import Decoder, anchor_losses
-from detkit.models.dense_heads.anchor_targets import AnchorTargets
+from detkit.models.dense_heads.losses.anchor_loss import Decoder, anchor_losses
+from detkit.models.dense_heads.targets.anchor_targets import AnchorTargets
 from detkit.signature import nearest, quoted
 
 __all__ = ["rpn_losses"]

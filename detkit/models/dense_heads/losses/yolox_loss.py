@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
-from detkit.models.dense_heads.log_size import exp_size
-from detkit.models.dense_heads.point_targets import PointTargets
+from detkit.models.dense_heads.prediction.log_size import exp_size
+from detkit.models.dense_heads.targets.point_targets import PointTargets
 from detkit.structures.boxes import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 
 __all__ = ["decode_boxes", "encode_boxes", "yolox_losses"]

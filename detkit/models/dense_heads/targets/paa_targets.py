@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detkit.models.dense_heads.gaussian_mixture import fit_two_gaussians, log_likelihoods
+from detkit.models.dense_heads.targets.gaussian_mixture import fit_two_gaussians, log_likelihoods
 
 __all__ = ["lowest_of_each_object", "paa_positives"]
 

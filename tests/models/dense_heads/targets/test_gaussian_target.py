@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from no_sync import NoSync
 from reference import arguments, assert_same, cases
 
-from detkit.models.dense_heads import gaussian_target
-from detkit.models.dense_heads.gaussian_target import gaussian_heatmaps, gaussian_radius, gen_gaussian_target
+from detkit.models.dense_heads.targets import gaussian_target
+from detkit.models.dense_heads.targets.gaussian_target import gaussian_heatmaps, gaussian_radius, gen_gaussian_target
 from detkit.structures.boxes import bbox_overlaps
 
 

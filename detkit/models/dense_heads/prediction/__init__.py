@@ -1,0 +1,1 @@
+"""From the maps of a dense head to boxes and detections."""
