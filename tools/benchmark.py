@@ -3,6 +3,7 @@
 python tools/benchmark.py assign
 python tools/benchmark.py assign --only simota_100 --runs 15
 python tools/benchmark.py gpu   # the whole training step: tools/benchmark_gpu.py
+python tools/benchmark.py step   # a training step beside torchvision's: tools/benchmark_step.py
 python tools/benchmark.py infer   # a whole prediction beside torchvision's: tools/benchmark_inference.py
 
 Each case is run in pairs, yardstick and detkit in turn, on two images of random objects. The table gives the medians,
@@ -12,6 +13,7 @@ the median of the ratios of the pairs, and on how many of the priors both agree.
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import statistics
 import sys
@@ -20,12 +22,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# Commands with a file of their own beside this one.
+ELSEWHERE = {
+    "gpu": ("benchmark_gpu", "a training step of RetinaNet on a GPU"),
+    "step": ("benchmark_step", "a training step of RetinaNet and FCOS beside torchvision's"),
+    "infer": ("benchmark_inference", "a prediction of RetinaNet and FCOS beside torchvision's"),
+}
+
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time targets and losses beside plain torch and torchvision.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("gpu", help="a training step of RetinaNet on a GPU; see gpu --help")
-    commands.add_parser("infer", help="a prediction of RetinaNet and FCOS; see infer --help")
+    for command, (_, text) in ELSEWHERE.items():
+        commands.add_parser(command, help=f"{text}; see {command} --help")
     assign = commands.add_parser("assign", help="assigners, and the loss paths of dense heads")
     assign.add_argument("--only", nargs="+", choices=sorted(CASES), help="these cases (default: all)")
     assign.add_argument("--runs", type=int, default=7, help="pairs of runs, after one that does not count (default: 7)")
@@ -324,14 +333,8 @@ def benchmark(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["gpu"]:
-        from benchmark_gpu import main as benchmark_gpu  # beside this file
-
-        return benchmark_gpu(sys.argv[2:])
-    if sys.argv[1:2] == ["infer"]:
-        from benchmark_inference import main as benchmark_inference
-
-        return benchmark_inference(sys.argv[2:])
+    if sys.argv[1:2] and sys.argv[1] in ELSEWHERE:
+        return importlib.import_module(ELSEWHERE[sys.argv[1]][0]).main(sys.argv[2:])
     args = parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
     from detkit.engine.cli import run_cli

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detkit.models.backbones.residual_blocks import POSITIONS, Plugin, ResidualBlock
+from detkit.models.layers import ConvNormShortcut, conv_norm
 from detkit.recompute import recomputed
 from detkit.registry import check_keys
 
@@ -117,7 +118,7 @@ class ResidualBackbone(BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps (N, C_i, H / s_i, W / s_i) of ``out_indices``, s = 4, 8, 16, 32, of images (N, C, H, W)."""
-        x = self.stem(x) if self.deep_stem else self.relu(getattr(self, self.norm1_name)(self.conv1(x)))
+        x = self.stem(x) if self.deep_stem else self.relu(conv_norm(self.conv1, getattr(self, self.norm1_name), x))
         x = self.maxpool(x)
         outs = []
         for stage, name in enumerate(self.stage_names):
@@ -196,7 +197,7 @@ def _blocks(
         # Bag of tricks, https://arxiv.org/abs/1812.01187: a strided 1x1 convolution would skip three of four pixels.
         pool = [nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)] if avg_down else []
         conv_stride = 1 if avg_down else stride
-        downsample = nn.Sequential(
+        downsample = ConvNormShortcut(
             *pool,
             build_conv_layer(conv_cfg, inplanes, stage.outplanes, 1, stride=conv_stride, bias=False),
             build_norm_layer(norm_cfg, stage.outplanes)[1],

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
 from torch import Tensor, nn
 
+from detkit.models.layers import conv_norm
+
 __all__ = ["POSITIONS", "BasicBlock", "Bottleneck", "Plugin", "ResidualBlock", "conv3x3", "grouped_width"]
 
 Cfg = Mapping[str, Any]
@@ -106,9 +108,9 @@ class BasicBlock(ResidualBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu(getattr(self, self.norm1_name)(self.conv1(x)))
-        out = self.last_norm(self.conv2(out))
-        return self.relu(out + shortcut)
+        out = self.relu(conv_norm(self.conv1, getattr(self, self.norm1_name), x))
+        out = conv_norm(self.conv2, self.last_norm, out)
+        return self.relu(out.add_(shortcut))
 
 
 class Bottleneck(ResidualBlock):
@@ -172,12 +174,15 @@ class Bottleneck(ResidualBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu(getattr(self, self.norm1_name)(self.conv1(x)))
+        out = self.relu(conv_norm(self.conv1, getattr(self, self.norm1_name), x))
         out = self._plugged("after_conv1", out)
-        out = self.relu(getattr(self, self.norm2_name)(self.conv2(out)))
+        out = self.relu(conv_norm(self.conv2, getattr(self, self.norm2_name), out))
         out = self._plugged("after_conv2", out)
-        out = self._plugged("after_conv3", self.last_norm(self.conv3(out)))
-        return self.relu(out + shortcut)
+        out = conv_norm(self.conv3, self.last_norm, out)
+        if self.plugin_names["after_conv3"]:
+            # A plugin may need what it returned for its gradient.
+            return self.relu(self._plugged("after_conv3", out) + shortcut)
+        return self.relu(out.add_(shortcut))
 
 
 def conv3x3(

@@ -1,6 +1,7 @@
 """Layers that several backbones, necks and heads are made of."""
 
 from detkit.models.layers.channel_attention import ChannelAttention
+from detkit.models.layers.conv_norm import ConvNormShortcut, conv_norm
 from detkit.models.layers.conv_style import ConvStyle
 from detkit.models.layers.csp_layer import CSPBlock, CSPLayer, cspnext_block, darknet_block
 from detkit.models.layers.freezing import freeze, hold_statistics
@@ -11,9 +12,11 @@ __all__ = [
     "CSPBlock",
     "CSPLayer",
     "ChannelAttention",
+    "ConvNormShortcut",
     "ConvStyle",
     "L2Norm",
     "SPPBottleneck",
+    "conv_norm",
     "cspnext_block",
     "darknet_block",
     "freeze",

@@ -1,0 +1,66 @@
+"""A convolution and the batch norm behind it, in one piece where the norm's statistics are fixed."""
+
+from __future__ import annotations
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+__all__ = ["ConvNormShortcut", "conv_norm"]
+
+FOLDABLE_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+FOLDABLE_DTYPES = (torch.float32, torch.float64)
+
+
+def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """``norm(conv(x))``; one convolution where ``norm`` is a batch norm with fixed statistics.
+
+    Fixed statistics make the norm a scale and a shift of each channel: the weights are scaled instead of the maps, and
+    the shift is the bias. Gradients reach the weights and, where they learn, the norm's scale and shift. Anything
+    but these two plain layers, and a layer with hooks, is called as it is.
+
+    Args:
+        conv: Convolution of ``x``.
+        norm: Its norm.
+        x: (N, C, H, W).
+
+    Returns:
+        (N, D, H', W').
+    """
+    if isinstance(x, torch.fx.Proxy) or not _folds(conv, norm):  # a trace would keep the weights of its moment
+        return norm(conv(x))
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    if conv.bias is not None:
+        shift = shift + conv.bias * scale
+    return conv._conv_forward(x, conv.weight * scale.view(-1, 1, 1, 1), shift)
+
+
+class ConvNormShortcut(nn.Sequential):
+    """Layers of which the last two are a convolution and its norm; see :func:`conv_norm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D, H', W') of ``x`` (N, C, H, W)."""
+        *before, conv, norm = self
+        for layer in before:
+            x = layer(x)
+        return conv_norm(conv, norm, x)
+
+
+def _folds(conv: nn.Module, norm: nn.Module) -> bool:
+    # A subclass may compute something else.
+    plain = type(conv) is nn.Conv2d and type(norm) in FOLDABLE_NORMS
+    return (
+        plain
+        and not norm.training
+        and norm.running_var is not None
+        and norm.weight is not None
+        # In half precision the scaled weights would be rounded twice; autocast rounds them once.
+        and conv.weight.dtype == norm.weight.dtype
+        and conv.weight.dtype in FOLDABLE_DTYPES
+        and not (_has_hooks(conv) or _has_hooks(norm))
+    )
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)

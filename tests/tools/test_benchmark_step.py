@@ -1,0 +1,41 @@
+"""tools/benchmark.py step: both models train on the same loss, and the table says what is no convolution."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "tools/benchmark.py", "step", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_both_models_have_one_loss():
+    done = run("--batch", "1", "--size", "64", "64", "--objects", "3", "--runs", "1", "--split")
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split("|") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
+    assert [row[0].strip() for row in rows] == ["retinanet", "fcos"]
+    for _, *cells, losses in rows:
+        yardstick, ours, ratio, rest_of_yardstick, rest_of_ours, _ = map(float, cells)
+        assert ratio == pytest.approx(ours / yardstick, abs=0.02)
+        assert 0 < rest_of_yardstick < yardstick
+        assert 0 < rest_of_ours < ours
+        # Of one image; anchors are rounded there, and points match otherwise at the borders of the ranges.
+        expected, found = map(float, losses.split(","))
+        assert found == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--runs", "0"], "--batch, --size, --runs and --threads must be at least 1"),
+        (["--size", "100", "64"], "--size must be multiples of 32, which neither model pads, got 100 64"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

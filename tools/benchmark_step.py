@@ -1,0 +1,214 @@
+"""Seconds of a training step of RetinaNet and FCOS R50-FPN beside torchvision's models of that name, on a CPU.
+
+python tools/benchmark.py step
+python tools/benchmark.py step --split --size 800 1344 --runs 1
+
+A step is preprocessing, forward, losses, backward and an update by SGD, of the same images, objects and weights. Batch
+norms are frozen in both, as are the stem and the first stage, and neither resizes. Both models run in turn; the table
+gives the medians, the median of the ratios of the pairs, and the first losses.
+
+With ``--split`` each convolution, forward and backward, has a clock besides: the rest is what the step takes without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = {
+    "retinanet": "configs/retinanet/retinanet_r50_fpn_1x_coco.py",
+    "fcos": "configs/fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py",
+}
+# Layers of detkit's heads in the order of torchvision's.
+HEADS = {
+    "retinanet": ("cls_convs", "retina_cls", "reg_convs", "retina_reg"),
+    "fcos": ("cls_convs", "conv_cls", "reg_convs", "conv_reg", "conv_centerness"),
+}
+MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmark.py step", description="Time training steps beside torchvision's.")
+    parser.add_argument("--only", nargs="+", choices=CONFIGS, help="these models (default: both)")
+    parser.add_argument("--batch", type=int, default=2, help="images (default: 2)")
+    size = {"type": int, "nargs": 2, "metavar": ("H", "W")}
+    parser.add_argument("--size", **size, default=[320, 320], help="pixels, multiples of 32 (default: 320 320)")
+    parser.add_argument("--objects", type=int, default=10, help="objects of an image (default: 10)")
+    parser.add_argument("--runs", type=int, default=15, help="pairs of steps, after one that does not count")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    parser.add_argument("--contiguous", action="store_true", help="leave detkit's model in torch's usual memory format")
+    parser.add_argument("--channels-last", action="store_true", help="put torchvision's model in channels_last too")
+    parser.add_argument("--split", action="store_true", help="convolutions and the rest apart")
+    args = parser.parse_args(arguments)
+    if min(args.batch, args.runs, args.threads, *args.size) < 1 or args.objects < 0:
+        parser.error("--batch, --size, --runs and --threads must be at least 1, --objects at least 0")
+    if any(side % 32 for side in args.size):
+        parser.error(f"--size must be multiples of 32, which neither model pads, got {args.size[0]} {args.size[1]}")
+    return args
+
+
+def torchvision_model(name: str) -> Any:
+    """As ``<name>_resnet50_fpn`` builds it for pretrained weights, but for these."""
+    from torchvision.models import resnet50
+    from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+    from torchvision.models.detection.fcos import FCOS
+    from torchvision.models.detection.retinanet import RetinaNet
+    from torchvision.ops import FrozenBatchNorm2d
+    from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+    extra = LastLevelP6P7(2048 if name == "retinanet" else 256, 256)
+    body = resnet50(norm_layer=FrozenBatchNorm2d)
+    backbone = _resnet_fpn_extractor(body, 3, returned_layers=[2, 3, 4], extra_blocks=extra)
+    return {"retinanet": RetinaNet, "fcos": FCOS}[name](backbone, 80, _skip_resize=True)
+
+
+def detkit_model(name: str) -> Any:
+    """Of the shipped config, with what torchvision does otherwise: frozen norms, the stride's place, normalisation."""
+    from detkit.config import load
+    from detkit.registry import MODELS
+
+    cfg = load(ROOT / CONFIGS[name]).model
+    cfg.backbone.update(init_cfg=None, style="pytorch", norm_cfg={"type": "BN", "requires_grad": False})
+    cfg.data_preprocessor.update(mean=MEAN, std=STD, bgr_to_rgb=False)
+    logging.disable(logging.INFO)  # a line for each parameter
+    model = MODELS.build(cfg)
+    model.init_weights()
+    logging.disable(logging.NOTSET)
+    return model
+
+
+def layers(*modules: Any) -> Iterator[Any]:
+    """Convolutions and norms, in order."""
+    for module in modules:
+        yield from (one for one in module.modules() if getattr(one, "weight", None) is not None)
+
+
+def copy_weights(name: str, ours: Any, theirs: Any) -> None:
+    """Give torchvision's model the weights of detkit's."""
+    head = (getattr(ours.bbox_head, part) for part in HEADS[name])
+    pairs = zip(layers(ours.backbone, ours.neck, *head), layers(theirs.backbone, theirs.head), strict=True)
+    for source, target in pairs:
+        target.load_state_dict(source.state_dict())
+
+
+def clock() -> float:
+    """Seconds of this process: what else the machine does must not count."""
+    return time.process_time()
+
+
+def convolution_clock() -> Any:
+    """A context in which ``seconds`` of convolutions add up."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    timed = {torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default}
+
+    class ConvolutionClock(TorchDispatchMode):
+        seconds = 0.0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func not in timed:
+                return func(*args, **(kwargs or {}))
+            start = clock()
+            out = func(*args, **(kwargs or {}))
+            self.seconds += clock() - start
+            return out
+
+    return ConvolutionClock()
+
+
+def steps(name: str, args: argparse.Namespace) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """A training step of torchvision's model and one of detkit's; each returns its loss."""
+    import torch
+    from benchmark_gpu import make_batch  # beside this file
+
+    from detkit.engine import OptimWrapper
+    from detkit.engine.run.train_step import train_step
+
+    torch.manual_seed(0)
+    ours, theirs = detkit_model(name).train(), torchvision_model(name).train()
+    copy_weights(name, ours, theirs)
+    for model, channels_last in ((ours, not args.contiguous), (theirs, args.channels_last)):
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
+    batch = make_batch(args, 80, "cpu")
+    images = [image / 255 for image in batch["inputs"]]
+    objects = [
+        {"boxes": sample.gt_instances.bboxes, "labels": sample.gt_instances.labels} for sample in batch["data_samples"]
+    ]
+
+    def optimizer(model: Any) -> Any:
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return torch.optim.SGD(learning, lr=1e-4, momentum=0.9, weight_decay=1e-4)
+
+    of_theirs, of_ours = optimizer(theirs), OptimWrapper(optimizer(ours))
+    of_ours.initialize_count_status(ours, 0, args.runs + 1)
+
+    def yardstick() -> Any:
+        loss = sum(theirs(images, objects).values())
+        of_theirs.zero_grad()
+        loss.backward()
+        of_theirs.step()
+        return loss.detach()
+
+    return yardstick, lambda: train_step(ours, batch, of_ours)["loss"]
+
+
+def measure(step: Callable[[], Any], split: bool) -> tuple[float, float]:
+    """Seconds of a step, and of what in it is no convolution; the latter 0 without ``split``."""
+    if not split:
+        start = clock()
+        step()
+        return clock() - start, 0.0
+    with convolution_clock() as convolutions:
+        start = clock()
+        step()
+        taken = clock() - start
+    return taken, taken - convolutions.seconds
+
+
+def benchmark(args: argparse.Namespace) -> None:
+    import torch
+    from terminaltables import GithubFlavoredMarkdownTable
+
+    torch.set_num_threads(args.threads)
+    what = ("step", "rest") if args.split else ("step",)
+    rows = [
+        ["model", *(f"{part} {text}" for part in what for text in ("torchvision ms", "detkit ms", "ratio")), "loss"]
+    ]
+    for name in args.only or CONFIGS:
+        both = steps(name, args)
+        losses = ", ".join(f"{float(step()):.3f}" for step in both)
+        pairs = [[measure(step, args.split) for step in both] for _ in range(args.runs)]
+        cells = []
+        for part in range(len(what)):
+            yardstick, ours = ([run[model][part] for run in pairs] for model in (0, 1))
+            ratio = statistics.median(own / other for own, other in zip(ours, yardstick, strict=True))
+            cells += [
+                f"{statistics.median(yardstick) * 1e3:.0f}",
+                f"{statistics.median(ours) * 1e3:.0f}",
+                f"{ratio:.3f}",
+            ]
+        rows.append([name, *cells, losses])
+    height, width = args.size
+    print(f"{args.batch} x {height} x {width}, {args.objects} objects an image, {args.threads} thread(s), CPU time")
+    print(GithubFlavoredMarkdownTable(rows).table)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_args(arguments)
+    sys.path.insert(0, str(ROOT))  # a checkout runs without being installed
+    from detkit.engine.cli import run_cli
+
+    run_cli(benchmark, args)
+
+
+if __name__ == "__main__":
+    main()
