@@ -1,7 +1,7 @@
 """Seconds of a training step of RetinaNet and FCOS R50-FPN beside torchvision's models of that name, on a CPU.
 
 python tools/benchmark.py step
-python tools/benchmark.py step --split --size 800 1344 --runs 1
+python tools/benchmark.py step --split --size 800 1344 --warmup 0 --runs 1
 
 A step is preprocessing, forward, losses, backward and an update by SGD, of the same images, objects and weights. Batch
 norms are frozen in both, as are the stem and the first stage, and neither resizes. Both models run in turn; the table
@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,15 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     size = {"type": int, "nargs": 2, "metavar": ("H", "W")}
     parser.add_argument("--size", **size, default=[320, 320], help="pixels, multiples of 32 (default: 320 320)")
     parser.add_argument("--objects", type=int, default=10, help="objects of an image (default: 10)")
-    parser.add_argument("--runs", type=int, default=15, help="pairs of steps, after one that does not count")
+    parser.add_argument("--runs", type=int, default=15, help="pairs of steps that count (default: 15)")
+    parser.add_argument("--warmup", type=int, default=1, help="pairs before that (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
     parser.add_argument("--contiguous", action="store_true", help="leave detkit's model in torch's usual memory format")
     parser.add_argument("--channels-last", action="store_true", help="put torchvision's model in channels_last too")
     parser.add_argument("--split", action="store_true", help="convolutions and the rest apart")
     args = parser.parse_args(arguments)
-    if min(args.batch, args.runs, args.threads, *args.size) < 1 or args.objects < 0:
-        parser.error("--batch, --size, --runs and --threads must be at least 1, --objects at least 0")
+    if min(args.batch, args.runs, args.threads, *args.size) < 1 or min(args.objects, args.warmup) < 0:
+        parser.error("--batch, --size, --runs and --threads must be at least 1, --objects and --warmup at least 0")
     if any(side % 32 for side in args.size):
         parser.error(f"--size must be multiples of 32, which neither model pads, got {args.size[0]} {args.size[1]}")
     return args
@@ -149,7 +151,7 @@ def steps(name: str, args: argparse.Namespace) -> tuple[Callable[[], Any], Calla
         return torch.optim.SGD(learning, lr=1e-4, momentum=0.9, weight_decay=1e-4)
 
     of_theirs, of_ours = optimizer(theirs), OptimWrapper(optimizer(ours))
-    of_ours.initialize_count_status(ours, 0, args.runs + 1)
+    of_ours.initialize_count_status(ours, 0, args.warmup + args.runs)
 
     def yardstick() -> Any:
         loss = sum(theirs(images, objects).values())
@@ -161,17 +163,14 @@ def steps(name: str, args: argparse.Namespace) -> tuple[Callable[[], Any], Calla
     return yardstick, lambda: train_step(ours, batch, of_ours)["loss"]
 
 
-def measure(step: Callable[[], Any], split: bool) -> tuple[float, float]:
-    """Seconds of a step, and of what in it is no convolution; the latter 0 without ``split``."""
-    if not split:
+def measure(step: Callable[[], Any], split: bool) -> tuple[float, float, float]:
+    """Seconds of a step, those of what in it is no convolution (all without ``split``), and the loss."""
+    convolutions = convolution_clock()
+    with convolutions if split else nullcontext():
         start = clock()
-        step()
-        return clock() - start, 0.0
-    with convolution_clock() as convolutions:
-        start = clock()
-        step()
+        loss = step()
         taken = clock() - start
-    return taken, taken - convolutions.seconds
+    return taken, taken - convolutions.seconds, float(loss)
 
 
 def benchmark(args: argparse.Namespace) -> None:
@@ -185,8 +184,9 @@ def benchmark(args: argparse.Namespace) -> None:
     ]
     for name in args.only or CONFIGS:
         both = steps(name, args)
-        losses = ", ".join(f"{float(step()):.3f}" for step in both)
-        pairs = [[measure(step, args.split) for step in both] for _ in range(args.runs)]
+        pairs = [[measure(step, args.split) for step in both] for _ in range(args.warmup + args.runs)]
+        losses = ", ".join(f"{loss:.3f}" for _, _, loss in pairs[0])
+        del pairs[: args.warmup]
         cells = []
         for part in range(len(what)):
             yardstick, ours = ([run[model][part] for run in pairs] for model in (0, 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.fx
 from torch import Tensor, nn
@@ -12,12 +14,12 @@ FOLDABLE_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 FOLDABLE_DTYPES = (torch.float32, torch.float64)
 
 
-def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+def conv_norm(conv: Any, norm: Any, x: Tensor) -> Tensor:
     """``norm(conv(x))``; one convolution where ``norm`` is a batch norm with fixed statistics.
 
     Fixed statistics make the norm a scale and a shift of each channel: the weights are scaled instead of the maps, and
-    the shift is the bias. Gradients reach the weights and, where they learn, the norm's scale and shift. Anything
-    but these two plain layers, and a layer with hooks, is called as it is.
+    the shift is the bias. Gradients reach the weights and, where they learn, the norm's scale and shift. Called as they
+    are: anything but these two plain layers, a layer with hooks, and layers of more weights than their map has values.
 
     Args:
         conv: Convolution of ``x``.
@@ -27,7 +29,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     Returns:
         (N, D, H', W').
     """
-    if isinstance(x, torch.fx.Proxy) or not _folds(conv, norm):  # a trace would keep the weights of its moment
+    if isinstance(x, torch.fx.Proxy) or not _folds(conv, norm, x):  # a trace would keep the weights of its moment
         return norm(conv(x))
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     shift = norm.bias - norm.running_mean * scale
@@ -47,7 +49,7 @@ class ConvNormShortcut(nn.Sequential):
         return conv_norm(conv, norm, x)
 
 
-def _folds(conv: nn.Module, norm: nn.Module) -> bool:
+def _folds(conv: Any, norm: Any, x: Tensor) -> bool:
     # A subclass may compute something else.
     plain = type(conv) is nn.Conv2d and type(norm) in FOLDABLE_NORMS
     return (
@@ -59,7 +61,14 @@ def _folds(conv: nn.Module, norm: nn.Module) -> bool:
         and conv.weight.dtype == norm.weight.dtype
         and conv.weight.dtype in FOLDABLE_DTYPES
         and not (_has_hooks(conv) or _has_hooks(norm))
+        and _weights_of_output(conv) < x.shape[0] * x.shape[2] * x.shape[3]
     )
+
+
+def _weights_of_output(conv: nn.Conv2d) -> int:
+    """Weights of an output channel, times how many values of the input's map make one of the output's."""
+    height, width = conv.kernel_size
+    return conv.in_channels // conv.groups * height * width * conv.stride[0] * conv.stride[1]
 
 
 def _has_hooks(layer: nn.Module) -> bool:

@@ -33,7 +33,7 @@ def calls_of(norm, monkeypatch):
 @pytest.mark.parametrize("bias", [False, True])
 def test_value_and_gradients_are_those_of_both_layers(bias, monkeypatch):
     conv, norm = layers(bias)
-    x = torch.randn(2, 4, 9, 7, requires_grad=True)
+    x = torch.randn(2, 4, 11, 7, requires_grad=True)
     leaves = (x, *conv.parameters(), *norm.parameters())
     expected = norm(conv(x))
     weights = torch.randn_like(expected)
@@ -73,11 +73,20 @@ def of_another_kind(conv, norm):
 @pytest.mark.parametrize("change", [training, without_statistics, hooked, half, of_another_kind])
 def test_other_layers_are_called_as_they_are(change, monkeypatch):
     conv, norm = change(*layers())
-    x = torch.randn(2, 4, 9, 7, dtype=conv.weight.dtype)
+    x = torch.randn(2, 4, 11, 7, dtype=conv.weight.dtype)
     expected = copy.deepcopy(norm)(conv(x))
     calls = calls_of(norm, monkeypatch)
     assert_close(conv_norm(conv, norm, x), expected, rtol=0, atol=0)
     assert calls
+
+
+@pytest.mark.parametrize(("width", "folded"), [(6, False), (7, True)])
+def test_what_is_larger_stays(width, folded, monkeypatch):
+    conv, norm = layers()  # 18 weights of an output channel, whose map has a value of four
+    x = torch.randn(2, 4, 6, width)
+    calls = calls_of(norm, monkeypatch)
+    conv_norm(conv, norm, x)
+    assert bool(calls) is not folded
 
 
 def test_a_shortcut_pools_before():
