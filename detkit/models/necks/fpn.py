@@ -101,7 +101,8 @@ class FPN(BaseModule):
             raise ValueError(f"{name}: {len(inputs)} feature maps for {len(self.in_channels)} in_channels")
         laterals = [conv(inputs[level]) for conv, level in zip(self.lateral_convs, self.used, strict=True)]
         for level in range(len(laterals) - 1, 0, -1):
-            laterals[level - 1] = laterals[level - 1] + self._upsample(laterals[level], laterals[level - 1])
+            # Nobody else has the upsampled map, so it may become the sum.
+            laterals[level - 1] = self._upsample(laterals[level], laterals[level - 1]).add_(laterals[level - 1])
         return laterals
 
     def _smoothed(self, laterals: Sequence[Tensor]) -> list[Tensor]:
