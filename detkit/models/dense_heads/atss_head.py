@@ -15,7 +15,7 @@ from detkit.models.dense_heads.losses.box_quality import centerness_of_anchors, 
 from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
 from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.targets.anchor_train_cfg import ANCHOR_TRAIN_CFG_KEYS, AnchorTrainCfg
-from detkit.models.dense_heads.targets.part_checks import check_box_loss, check_coder, check_loss
+from detkit.models.dense_heads.targets.part_checks import check_box_loss, check_coder, check_loss, check_score_loss
 from detkit.registry import MODELS, TASK_UTILS
 from detkit.structures import DetDataSample
 
@@ -103,6 +103,7 @@ class ATSSHead(ATSSLayers):
         check_coder(coder, "boxes", "ATSSHead")
         check_loss(self.loss_cls, ["labels"], "ATSSHead", "loss_cls")
         check_box_loss(self.loss_bbox, reg_decoded_bbox, "ATSSHead")
+        check_score_loss(self.loss_centerness, "ATSSHead", "loss_centerness")
         self.train_cfg = AnchorTrainCfg.of(train_cfg, "ATSSHead")
         self.test_cfg = DenseTestCfg.of(test_cfg)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
 from detkit.models.dense_heads.targets.gaussian_target import gaussian_heatmaps, gaussian_radius
+from detkit.models.dense_heads.targets.part_checks import check_loss
 from detkit.registry import MODELS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.boxes import scale_boxes
@@ -57,7 +58,7 @@ class CenterNetHead(BaseModule):
         init_cfg: Initialisation.
 
     Raises:
-        ValueError: ``num_classes`` below 1.
+        ValueError: A number out of range, or losses that do not fit.
     """
 
     train_cfg_keys = ()
@@ -85,9 +86,19 @@ class CenterNetHead(BaseModule):
         self.topk = test_cfg.get("topk", 100)
         self.local_maximum_kernel = test_cfg.get("local_maximum_kernel", 3)
         self.max_per_img = test_cfg.get("max_per_img", self.topk)
+        for name, number in (("topk", self.topk), ("max_per_img", self.max_per_img)):
+            if number < 1:
+                raise ValueError(f"CenterNetHead: test_cfg.{name} must be at least 1, got {number}")
+        if self.local_maximum_kernel < 1 or self.local_maximum_kernel % 2 == 0:
+            raise ValueError(
+                f"CenterNetHead: test_cfg.local_maximum_kernel must be odd, got {self.local_maximum_kernel}"
+            )
         self.loss_center_heatmap = MODELS.build(loss_center_heatmap or {"type": "GaussianFocalLoss"})
         self.loss_wh = MODELS.build(loss_wh or {"type": "L1Loss", "loss_weight": 0.1})
         self.loss_offset = MODELS.build(loss_offset or {"type": "L1Loss"})
+        check_loss(self.loss_center_heatmap, ["heatmaps"], "CenterNetHead", "loss_center_heatmap")
+        check_loss(self.loss_wh, ["coordinates"], "CenterNetHead", "loss_wh")
+        check_loss(self.loss_offset, ["coordinates"], "CenterNetHead", "loss_offset")
 
         def branch(channels: int) -> nn.Sequential:
             hidden = nn.Conv2d(in_channels, feat_channels, 3, padding=1)

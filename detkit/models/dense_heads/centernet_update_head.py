@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
 from detkit.models.dense_heads.layers.towers import conv_tower
+from detkit.models.dense_heads.losses.box_quality import weighted_box_loss
 from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
 from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.targets.centernet_update_targets import center_heat_targets, near_points, well_predicted
+from detkit.models.dense_heads.targets.part_checks import check_loss
 from detkit.models.dense_heads.targets.point_targets import boxes_around_origin
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
@@ -56,7 +58,7 @@ class CenterNetUpdateHead(BaseModule):
         conv_cfg: Convolution layers of the towers.
 
     Raises:
-        ValueError: ``num_classes`` below 1, or levels that differ in number.
+        ValueError: ``num_classes`` below 1, levels that differ in number, or losses that do not fit.
     """
 
     train_cfg_keys = ()
@@ -103,6 +105,9 @@ class CenterNetUpdateHead(BaseModule):
             loss_cls or {"type": "GaussianFocalLoss", "pos_weight": 0.25, "neg_weight": 0.75, "loss_weight": 1.0}
         )
         self.loss_bbox = MODELS.build(loss_bbox or {"type": "GIoULoss", "loss_weight": 2.0})
+        check_loss(self.loss_cls, ["heatmaps"], "CenterNetUpdateHead", "loss_cls")
+        # One value per box chooses the points near a centre.
+        check_loss(self.loss_bbox, ["boxes"], "CenterNetUpdateHead", "loss_bbox")
         check_keys(train_cfg, self.train_cfg_keys, "train_cfg")
         self.test_cfg = DenseTestCfg.of(test_cfg)
 
@@ -153,14 +158,8 @@ class CenterNetUpdateHead(BaseModule):
 
         positive = targets.positive.float()
         weight = positive * targets.heat.amax(dim=-1) if self.soft_weight_on_reg else positive
-        # Elsewhere the prediction is anything, infinite too, and infinity times no weight would not be 0.
-        predicted = torch.where(targets.positive.unsqueeze(-1), distances, targets.distances)
-        loss_bbox = self.loss_bbox(
-            boxes_around_origin(predicted.flatten(0, 1)),
-            boxes_around_origin(targets.distances.flatten(0, 1)),
-            weight=weight.flatten().unsqueeze(-1).expand(-1, 4),
-            avg_factor=reduce_mean(weight.sum(), least=1),
-        )
+        predicted, wanted = boxes_around_origin(distances), boxes_around_origin(targets.distances)
+        loss_bbox = weighted_box_loss(self.loss_bbox, predicted, wanted, weight, reduce_mean(weight.sum(), least=1))
         return {"loss_cls": self._heat_loss(scores, targets.heat, distances, sizes, truth), "loss_bbox": loss_bbox}
 
     def _heat_loss(

@@ -14,9 +14,17 @@ from torch import Tensor, nn
 from detkit.models.dense_heads.layers.towers import conv_tower
 from detkit.models.dense_heads.losses.fcos_loss import fcos_losses
 from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
+from detkit.models.dense_heads.prediction.log_size import exp_size
 from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
-from detkit.models.dense_heads.targets.part_checks import check_assigner, check_coder, check_loss, dense_sampler
-from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, point_targets, wants_logits
+from detkit.models.dense_heads.targets.part_checks import (
+    check_assigner,
+    check_box_loss,
+    check_coder,
+    check_label_loss,
+    check_score_loss,
+    dense_sampler,
+)
+from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, point_targets, takes_logits
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -51,12 +59,12 @@ class FCOSHead(BaseModule):
         conv_bias: Whether the towers' convolutions have a bias; ``auto`` where no norm follows.
         bbox_coder: Registered coder of distances from points.
         conv_cfg: Convolution layers of the towers.
-        train_cfg: ``assigner`` (else FCOS's own), ``sampler``, and ``box_scale``, the side in strides of the box that
-            an assigner of boxes sees around each point.
+        train_cfg: ``assigner`` (else FCOS's own), ``sampler``, ``pos_weight``, and ``box_scale``, the side in strides
+            of the box that an assigner of boxes sees around each point. ``allowed_border`` means nothing to points.
         test_cfg: See :class:`DenseTestCfg`.
 
     Raises:
-        ValueError: ``num_classes`` below 1, or an assigner that this head cannot serve.
+        ValueError: ``num_classes`` below 1, or parts that do not fit.
     """
 
     train_cfg_keys = ("assigner", "sampler", "box_scale", "allowed_border", "pos_weight", "debug")
@@ -103,8 +111,9 @@ class FCOSHead(BaseModule):
         self.loss_centerness = MODELS.build(loss_centerness or {"type": "CrossEntropyLoss", "use_sigmoid": True})
 
         check_coder(self.bbox_coder, "points", "FCOSHead")
-        check_loss(self.loss_cls, ["labels"], "FCOSHead", "loss_cls")
-        check_loss(self.loss_bbox, ["boxes", "coordinates"], "FCOSHead", "loss_bbox")
+        check_label_loss(self.loss_cls, "FCOSHead")
+        check_box_loss(self.loss_bbox, True, "FCOSHead")
+        check_score_loss(self.loss_centerness, "FCOSHead", "loss_centerness")
         check_keys(train_cfg, self.train_cfg_keys, "train_cfg")
         train_cfg = train_cfg or {}
         own_rule = {
@@ -115,6 +124,7 @@ class FCOSHead(BaseModule):
         self.assigner = TASK_UTILS.build(train_cfg.get("assigner") or own_rule)
         self.assigner_inputs = check_assigner(self.assigner, self.assigner_offers, "FCOSHead", POINT_KINDS)
         self.sampler = dense_sampler(train_cfg.get("sampler"), "FCOSHead")
+        self.pos_weight = train_cfg.get("pos_weight", -1)
         self.box_scale = train_cfg.get("box_scale", 8)
         self.test_cfg = DenseTestCfg.of(test_cfg)
 
@@ -145,7 +155,7 @@ class FCOSHead(BaseModule):
                 cls_feat, reg_feat = cls_conv(cls_feat), reg_conv(reg_feat)
             cls_scores.append(self.conv_cls(cls_feat))
             raw = scale(self.conv_reg(reg_feat)).float()
-            bbox_preds.append(raw.clamp(min=0) * stride[0] if self.norm_on_bbox else raw.exp())
+            bbox_preds.append(raw.clamp(min=0) * stride[0] if self.norm_on_bbox else exp_size(raw))
             centernesses.append(self.conv_centerness(reg_feat if self.centerness_on_reg else cls_feat))
         return cls_scores, bbox_preds, centernesses
 
@@ -160,7 +170,7 @@ class FCOSHead(BaseModule):
         offered: dict[str, Callable[[], Any]] = {
             "num_level_priors": lambda: [len(level) for level in levels],
             "bboxes": lambda: self.bbox_coder.decode(points[:, :2].expand(*distances.shape[:2], 2), distances.detach()),
-            "scores": lambda: logits.detach() if wants_logits(self.assigner) else logits.detach().sigmoid(),
+            "scores": lambda: logits.detach() if takes_logits(self.assigner) else logits.detach().sigmoid(),
         }
         targets = point_targets(
             points,
@@ -170,6 +180,7 @@ class FCOSHead(BaseModule):
             self.num_classes,
             self.box_scale,
             {name: offered[name]() for name in self.assigner_inputs},
+            pos_weight=self.pos_weight,
         )
         return fcos_losses(
             logits,

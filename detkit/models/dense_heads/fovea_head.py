@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from detkit.losses.reduction import reduce_mean
 from detkit.models.dense_heads.layers.towers import conv_tower
 from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
+from detkit.models.dense_heads.prediction.log_size import exp_size
 from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
-from detkit.models.dense_heads.targets.part_checks import check_assigner, check_loss, dense_sampler
-from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, point_targets, wants_logits
+from detkit.models.dense_heads.targets.part_checks import check_assigner, check_label_loss, check_loss, dense_sampler
+from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, point_targets, takes_logits
 from detkit.ops import DeformConv2d
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
@@ -125,7 +126,7 @@ class FoveaHead(BaseModule):
         self.loss_cls = MODELS.build(loss_cls or {"type": "FocalLoss"})
         self.loss_bbox = MODELS.build(loss_bbox or {"type": "SmoothL1Loss", "beta": 0.11})
 
-        check_loss(self.loss_cls, ["labels"], "FoveaHead", "loss_cls")
+        check_label_loss(self.loss_cls, "FoveaHead")
         check_loss(self.loss_bbox, ["coordinates"], "FoveaHead", "loss_bbox")
         check_keys(train_cfg, self.train_cfg_keys, "train_cfg")
         train_cfg = train_cfg or {}
@@ -140,7 +141,7 @@ class FoveaHead(BaseModule):
         layers: dict[str, Any] = {"conv_cfg": conv_cfg, "norm_cfg": norm_cfg, "bias": conv_bias}
         self.reg_convs = conv_tower(in_channels, feat_channels, stacked_convs, last_conv_cfg=last, **layers)
         self.feature_adaption = None
-        wide = 4 * feat_channels
+        features, wide = feat_channels if stacked_convs > 0 else in_channels, 4 * feat_channels
         if with_deform:
             self.cls_convs = nn.ModuleList(
                 ConvModule(channels, wide, kernel, padding=kernel // 2, **{**layers, "bias": norm_cfg is None})
@@ -149,8 +150,8 @@ class FoveaHead(BaseModule):
             self.feature_adaption = FeatureAlign(feat_channels, deform_groups)
         else:
             self.cls_convs = conv_tower(in_channels, feat_channels, stacked_convs, last_conv_cfg=last, **layers)
-        self.conv_cls = nn.Conv2d(wide if with_deform else feat_channels, num_classes, 3, padding=1)
-        self.conv_reg = nn.Conv2d(feat_channels, 4, 3, padding=1)
+        self.conv_cls = nn.Conv2d(wide if with_deform else features, num_classes, 3, padding=1)
+        self.conv_reg = nn.Conv2d(features, 4, 3, padding=1)
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Logits (N, C, H_l, W_l) and logarithms of distances in base edges (N, 4, H_l, W_l)."""
@@ -161,7 +162,7 @@ class FoveaHead(BaseModule):
                 reg_feat = reg_conv(reg_feat)
             bbox_pred = self.conv_reg(reg_feat)
             if self.feature_adaption is not None:
-                cls_feat = self.feature_adaption(cls_feat, bbox_pred.exp())
+                cls_feat = self.feature_adaption(cls_feat, exp_size(bbox_pred).to(bbox_pred.dtype))
             for cls_conv in self.cls_convs:
                 cls_feat = cls_conv(cls_feat)
             cls_scores.append(self.conv_cls(cls_feat))
@@ -180,7 +181,7 @@ class FoveaHead(BaseModule):
             "num_level_priors": lambda: [len(level) for level in levels],
             "featmap_sizes": lambda: sizes,
             "bboxes": lambda: _decode(points.expand(*encoded.shape[:2], 5), encoded.detach()),
-            "scores": lambda: logits.detach() if wants_logits(self.assigner) else logits.detach().sigmoid(),
+            "scores": lambda: logits.detach() if takes_logits(self.assigner) else logits.detach().sigmoid(),
         }
         targets = point_targets(
             points[:, :4],
@@ -241,7 +242,7 @@ class FoveaHead(BaseModule):
 
 def _decode(points: Tensor, encoded: Tensor, shapes: Sequence[tuple[int, int]] | None = None) -> Tensor:
     """Boxes (N, K, 4) of logarithms (N, K, 4) at points (N, K, 5)."""
-    return distance2bbox(points[..., :2], points[..., 4:] * encoded.exp(), shapes)
+    return distance2bbox(points[..., :2], points[..., 4:] * exp_size(encoded), shapes)
 
 
 def _default_init() -> dict[str, Any]:

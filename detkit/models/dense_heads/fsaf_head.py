@@ -12,6 +12,7 @@ from detkit.losses.reduction import reduce_mean
 from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_levels
 from detkit.models.dense_heads.retina_head import RetinaHead
 from detkit.models.dense_heads.targets.anchor_targets import valid_anchors
+from detkit.models.dense_heads.targets.part_checks import check_label_loss
 from detkit.registry import MODELS
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -46,6 +47,9 @@ class FSAFHead(RetinaHead):
         test_cfg: See :class:`DenseTestCfg`.
         init_cfg: Initialisation.
         score_threshold: Score from which a cell counts for ``pos_recall``; None counts all.
+
+    Raises:
+        ValueError: Parts that do not fit.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class FSAFHead(RetinaHead):
             test_cfg=test_cfg,
             init_cfg=init_cfg or _default_init(),
         )
+        check_label_loss(self.loss_cls, "FSAFHead")
         self.score_threshold = score_threshold
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -180,7 +185,7 @@ class FSAFHead(RetinaHead):
 
     def _recall(self, logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
         """Percentage of the cells ``kept`` (N, A) whose own class has the highest score, above the threshold."""
-        scores, predicted = (logits.sigmoid() if self.use_sigmoid_cls else logits.softmax(dim=-1)).max(dim=-1)
+        scores, predicted = logits.sigmoid().max(dim=-1)
         hit = kept & (predicted == labels)
         if self.score_threshold is not None:
             hit = hit & (scores > self.score_threshold)

@@ -19,7 +19,12 @@ from detkit.models.dense_heads.prediction.score_voting import vote_boxes
 from detkit.models.dense_heads.targets.anchor_train_cfg import ANCHOR_TRAIN_CFG_KEYS, AnchorTrainCfg
 from detkit.models.dense_heads.targets.gaussian_mixture import COVARIANCE_TYPES
 from detkit.models.dense_heads.targets.paa_targets import paa_positives
-from detkit.models.dense_heads.targets.part_checks import check_box_loss, check_coder, check_loss
+from detkit.models.dense_heads.targets.part_checks import (
+    check_box_loss,
+    check_coder,
+    check_label_loss,
+    check_score_loss,
+)
 from detkit.registry import MODELS, TASK_UTILS
 from detkit.signature import nearest, quoted
 from detkit.structures import DetDataSample
@@ -56,7 +61,8 @@ class PAAHead(ATSSLayers):
         loss_cls: Classification loss, a sigmoid.
         loss_bbox: Box loss.
         train_cfg: ``assigner`` of what an object may choose from, ``sampler``, ``allowed_border``, ``pos_weight``.
-        test_cfg: See :class:`DenseTestCfg`; ``nms_pre`` chooses priors by their best class.
+        test_cfg: See :class:`DenseTestCfg`; ``nms_pre`` chooses priors by their best class, and ``min_bbox_size``
+            drops nothing, as in MMDetection.
 
     Raises:
         ValueError: A number below 1, an unknown ``covariance_type``, or an assigner that this head cannot serve.
@@ -125,12 +131,10 @@ class PAAHead(ATSSLayers):
             loss_centerness or {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 0.5}
         )
         check_coder(coder, "boxes", "PAAHead")
-        check_loss(self.loss_cls, ["labels"], "PAAHead", "loss_cls")
+        check_label_loss(self.loss_cls, "PAAHead")
         check_box_loss(self.loss_bbox, True, "PAAHead")
-        if not getattr(self.loss_cls, "use_sigmoid", True):
-            raise ValueError("PAAHead: loss_cls: use_sigmoid=False needs a channel for the background; there is none")
+        check_score_loss(self.loss_centerness, "PAAHead", "loss_centerness")
         self.train_cfg = AnchorTrainCfg.of(train_cfg, "PAAHead")
-        # Boxes without an extent are not dropped here, as in MMDetection.
         self.test_cfg = dataclasses.replace(DenseTestCfg.of(test_cfg), min_bbox_size=-1)
 
     def loss(self, x: Sequence[Tensor], batch_data_samples: Sequence[DetDataSample]) -> dict[str, Tensor]:

@@ -11,15 +11,22 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.losses.reduction import reduce_mean
+from detkit.models.dense_heads.losses.box_quality import weighted_box_loss
 from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
 from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.targets.anchor_targets import valid_anchors
-from detkit.models.dense_heads.targets.part_checks import check_assigner, dense_sampler
+from detkit.models.dense_heads.targets.part_checks import (
+    check_assigner,
+    check_box_loss,
+    check_coder,
+    check_loss,
+    dense_sampler,
+)
 from detkit.models.dense_heads.targets.point_targets import (
     POINT_KINDS,
     PointTargets,
     point_targets,
-    wants_logits,
+    takes_logits,
 )
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
@@ -48,7 +55,7 @@ class QualityPointHead(BaseModule):
         init_cfg: Initialisation.
 
     Raises:
-        ValueError: ``num_classes`` below 1, or an assigner that this head cannot serve.
+        ValueError: ``num_classes`` below 1, or parts that do not fit.
     """
 
     train_cfg_keys = ("assigner", "sampler", "box_scale", "allowed_border", "pos_weight", "debug")
@@ -79,6 +86,9 @@ class QualityPointHead(BaseModule):
         self.loss_cls = MODELS.build(loss_cls or {"type": "QualityFocalLoss"})
         self.loss_bbox = MODELS.build(loss_bbox or {"type": "GIoULoss", "loss_weight": 2.0})
 
+        check_coder(self.bbox_coder, "points", name)
+        check_loss(self.loss_cls, ["labels with qualities"], name, "loss_cls")
+        check_box_loss(self.loss_bbox, True, name)
         check_keys(train_cfg, self.train_cfg_keys, "train_cfg")
         train_cfg = train_cfg or {}
         self.assigner = TASK_UTILS.build(train_cfg.get("assigner") or {"type": "DynamicSoftLabelAssigner"})
@@ -100,7 +110,7 @@ class QualityPointHead(BaseModule):
         offered: dict[str, Callable[[], Any]] = {
             "num_level_priors": lambda: [len(level) for level in levels],
             "bboxes": lambda: self._boxes(points, distances.detach()),
-            "scores": lambda: held if wants_logits(self.assigner) else held.sigmoid(),
+            "scores": lambda: held if takes_logits(self.assigner) else held.sigmoid(),
         }
         targets = point_targets(
             points,
@@ -117,18 +127,17 @@ class QualityPointHead(BaseModule):
 
     def _losses(self, logits: Tensor, distances: Tensor, points: Tensor, targets: PointTargets) -> dict[str, Tensor]:
         """Both losses of logits (N, A, C) and distances (N, A, 4) at points (A, 4), over the summed qualities."""
-        positive, quality = targets.positive.unsqueeze(-1), targets.overlaps.flatten()
+        quality = targets.overlaps  # (N, A)
         avg_factor = reduce_mean(quality.sum(), least=1)
-        # Elsewhere the prediction is anything, infinite too, and infinity times no weight would not be 0.
-        learnt = torch.where(positive, self._boxes(points, torch.where(positive, distances, 0.0)), targets.bboxes)
-        labels, label_weights = targets.labels.flatten(), targets.label_weights.flatten()
+        # A box that is not learnt may be infinite, and so may what its coder does with it.
+        learnt = torch.where(targets.positive.unsqueeze(-1), distances, 0.0)
+        both = (targets.labels.flatten(), quality.flatten())
         return {
-            "loss_cls": self.loss_cls(logits.flatten(0, 1), (labels, quality), label_weights, avg_factor=avg_factor),
-            "loss_bbox": self.loss_bbox(
-                learnt.flatten(0, 1),
-                targets.bboxes.flatten(0, 1),
-                weight=quality.unsqueeze(-1).expand(-1, 4),
-                avg_factor=avg_factor,
+            "loss_cls": self.loss_cls(
+                logits.flatten(0, 1), both, targets.label_weights.flatten(), avg_factor=avg_factor
+            ),
+            "loss_bbox": weighted_box_loss(
+                self.loss_bbox, self._boxes(points, learnt), targets.bboxes, quality, avg_factor
             ),
         }
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
 from detkit.models.dense_heads.layers.towers import conv_tower
+from detkit.models.dense_heads.losses.box_quality import weighted_box_loss
 from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
 from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.prediction.representative_points import TRANSFORMS, box_of_points, grid_of_boxes
 from detkit.models.dense_heads.targets.anchor_targets import anchor_targets, valid_anchors
-from detkit.models.dense_heads.targets.part_checks import check_assigner, dense_sampler
+from detkit.models.dense_heads.targets.part_checks import check_assigner, check_box_loss, check_loss, dense_sampler
 from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, priors_of_kind
 from detkit.ops import DeformConv2d
 from detkit.registry import MODELS, TASK_UTILS, check_keys, nearest
@@ -55,8 +56,8 @@ class RepPointsHead(BaseModule):
         stacked_convs: Convolutions of each tower.
         conv_cfg: Convolution layers of the towers.
         norm_cfg: Norm layers of the towers; None has none.
-        train_cfg: ``init`` and ``refine``, each with ``assigner`` and ``pos_weight``, and ``sampler``; None at test
-            time.
+        train_cfg: ``init`` and ``refine``, each with ``assigner``; ``refine`` with ``pos_weight``, as scores are learnt
+            there; and ``sampler``. ``allowed_border`` means nothing to points. None at test time.
         test_cfg: See :class:`DenseTestCfg`.
 
     Raises:
@@ -118,6 +119,9 @@ class RepPointsHead(BaseModule):
         smooth = {"type": "SmoothL1Loss", "beta": 1.0 / 9.0}
         self.loss_bbox_init = MODELS.build(loss_bbox_init or {**smooth, "loss_weight": 0.5})
         self.loss_bbox_refine = MODELS.build(loss_bbox_refine or {**smooth, "loss_weight": 1.0})
+        check_loss(self.loss_cls, ["labels"], "RepPointsHead", "loss_cls")
+        check_box_loss(self.loss_bbox_init, True, "RepPointsHead", "loss_bbox_init")
+        check_box_loss(self.loss_bbox_refine, True, "RepPointsHead", "loss_bbox_refine")
         self.use_sigmoid_cls = getattr(self.loss_cls, "use_sigmoid", False)
         # A softmax has a channel for the background, the last.
         self.cls_out_channels = num_classes if self.use_sigmoid_cls else num_classes + 1
@@ -154,7 +158,7 @@ class RepPointsHead(BaseModule):
         self.init_assigner, self.refine_assigner = first, second
         self.init_inputs = check_assigner(first, offered, "RepPointsHead", POINT_KINDS)
         self.refine_inputs = check_assigner(second, offered, "RepPointsHead")
-        self.init_pos_weight, self.refine_pos_weight = (stage.get("pos_weight", -1) for stage in stages)
+        self.pos_weight = stages[1].get("pos_weight", -1)
         self.sampler = dense_sampler(train_cfg.get("sampler"), "RepPointsHead")
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -228,28 +232,23 @@ class RepPointsHead(BaseModule):
             self.sampler,
             None,
             self.num_classes,
-            self.refine_pos_weight,
+            self.pos_weight,
             {name: offered[name] for name in self.refine_inputs},
         )
         avg_first, avg_second = reduce_mean(of_first.avg_factor), reduce_mean(of_second.avg_factor)
         unit = stride * self.point_base_scale
-        loss_cls = self.loss_cls(
-            flatten_levels(cls_scores, self.cls_out_channels).flatten(0, 1),
-            of_second.labels.flatten(),
-            of_second.label_weights.flatten(),
-            avg_factor=avg_second,
-        )
         return {
-            "loss_cls": loss_cls,
-            "loss_pts_init": _box_loss(
-                self.loss_bbox_init, first / unit, first_boxes / unit, of_first.positive, avg_first
+            "loss_cls": self.loss_cls(
+                flatten_levels(cls_scores, self.cls_out_channels).flatten(0, 1),
+                of_second.labels.flatten(),
+                of_second.label_weights.flatten(),
+                avg_factor=avg_second,
             ),
-            "loss_pts_refine": _box_loss(
-                self.loss_bbox_refine,
-                second / unit,
-                of_second.bbox_targets / unit,
-                of_second.bbox_weights > 0,
-                avg_second,
+            "loss_pts_init": weighted_box_loss(
+                self.loss_bbox_init, first / unit, first_boxes / unit, of_first.positive.float(), avg_first
+            ),
+            "loss_pts_refine": weighted_box_loss(
+                self.loss_bbox_refine, second / unit, of_second.bbox_targets / unit, of_second.bbox_weights, avg_second
             ),
         }
 
@@ -290,15 +289,6 @@ def _square(like: Tensor, half: float) -> Tensor:
     """The box (1, 4, 1, 1) that reaches ``half`` to each side."""
     least = like.new_full((1, 2, 1, 1), -half)
     return torch.cat([least, -least], dim=1)
-
-
-def _box_loss(loss: nn.Module, predicted: Tensor, wanted: Tensor, positive: Tensor, avg_factor: Tensor) -> Tensor:
-    """Loss () of boxes (N, A, 4) where ``positive`` (N, A)."""
-    learnt = positive.unsqueeze(-1)
-    # Elsewhere the prediction may be infinite, and infinity times no weight would not be 0.
-    predicted = torch.where(learnt, predicted, wanted).flatten(0, 1)
-    weight = learnt.expand_as(wanted).float().flatten(0, 1)
-    return loss(predicted, wanted.flatten(0, 1), weight, avg_factor=avg_factor)
 
 
 def _default_init() -> dict[str, Any]:

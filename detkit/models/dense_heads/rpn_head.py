@@ -118,9 +118,9 @@ class RPNHead(BaseModule):
             levels, lambda: self.bbox_coder.decode(anchors.expand_as(deltas), deltas), logits
         )
         coder = None if self.reg_decoded_bbox else self.bbox_coder
-        targets = self.train_cfg.targets(levels, self.prior_generator, sizes, batch_data_samples, 1, inputs, coder)
-        # Every object is of the one class.
-        targets = targets._replace(labels=torch.where(targets.bbox_weights > 0, 0, 1))
+        targets = self.train_cfg.targets(
+            levels, self.prior_generator, sizes, batch_data_samples, 1, inputs, coder, one_class=True
+        )
         decoder = self.bbox_coder if self.reg_decoded_bbox else None
         return rpn_losses(logits.squeeze(-1), deltas, anchors, targets, self.loss_cls, self.loss_bbox, decoder)
 

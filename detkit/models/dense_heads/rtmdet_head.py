@@ -8,7 +8,7 @@ from typing import Any
 from mmcv.cnn import Scale
 from torch import Tensor, nn
 
-from detkit.models.dense_heads.layers.towers import conv_tower
+from detkit.models.dense_heads.layers.towers import check_odd_kernel, conv_tower
 from detkit.models.dense_heads.prediction.log_size import exp_size
 from detkit.models.dense_heads.prediction.objectness import geometric_mean_logit
 from detkit.models.dense_heads.quality_point_head import QualityPointHead
@@ -28,7 +28,7 @@ class RTMDetHead(QualityPointHead):
         in_channels: Channels of each level.
         with_objectness: Predict an objectness too; a score is the geometric mean of both.
         act_cfg: Activations of the towers.
-        pred_kernel_size: Kernel of the predicting convolutions.
+        pred_kernel_size: Kernel of the predicting convolutions, odd.
         stacked_convs: Convolutions of each tower.
         conv_cfg: Their convolution layers.
         norm_cfg: Their norm layers.
@@ -42,7 +42,7 @@ class RTMDetHead(QualityPointHead):
         init_cfg: As above.
 
     Raises:
-        ValueError: See :class:`QualityPointHead`.
+        ValueError: See :class:`QualityPointHead`; or an even kernel.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class RTMDetHead(QualityPointHead):
     ) -> None:
         init_cfg = init_cfg or _default_init(with_objectness)
         super().__init__(num_classes, anchor_generator, bbox_coder, loss_cls, loss_bbox, train_cfg, test_cfg, init_cfg)
+        check_odd_kernel("RTMDetHead", pred_kernel_size)
         self.cls_convs, self.reg_convs = (
             conv_tower(
                 in_channels,
@@ -77,8 +78,9 @@ class RTMDetHead(QualityPointHead):
             )
             for _ in ("cls", "reg")
         )
+        features = feat_channels if stacked_convs > 0 else in_channels
         self.rtm_cls, self.rtm_reg, rtm_obj = (
-            nn.Conv2d(feat_channels, channels, pred_kernel_size, padding=pred_kernel_size // 2)
+            nn.Conv2d(features, channels, pred_kernel_size, padding=pred_kernel_size // 2)
             for channels in (num_classes, 4, 1)
         )
         self.rtm_obj = rtm_obj if with_objectness else None
@@ -107,7 +109,7 @@ class RTMDetSepBNHead(QualityPointHead):
         use_depthwise: Split the towers' convolutions into one of each channel and one of each pixel; not shared.
         norm_cfg: Norm layers of the towers.
         act_cfg: Activations of the towers.
-        pred_kernel_size: Kernel of the predicting convolutions.
+        pred_kernel_size: Kernel of the predicting convolutions, odd.
         exp_on_reg: Predict logarithms of distances in strides, else the distances themselves.
         with_objectness: Predict an objectness too; a score is the geometric mean of both.
         stacked_convs: Convolutions of each tower.
@@ -122,7 +124,7 @@ class RTMDetSepBNHead(QualityPointHead):
         init_cfg: As above.
 
     Raises:
-        ValueError: See :class:`QualityPointHead`; or depthwise convolutions are to be shared.
+        ValueError: See :class:`QualityPointHead`; or an even kernel, or depthwise convolutions are to be shared.
     """
 
     def __init__(
@@ -149,6 +151,7 @@ class RTMDetSepBNHead(QualityPointHead):
     ) -> None:
         init_cfg = init_cfg or _default_init(with_objectness)
         super().__init__(num_classes, anchor_generator, bbox_coder, loss_cls, loss_bbox, train_cfg, test_cfg, init_cfg)
+        check_odd_kernel("RTMDetSepBNHead", pred_kernel_size)
         if share_conv and use_depthwise:
             raise ValueError("RTMDetSepBNHead: use_depthwise needs share_conv=False")
         self.exp_on_reg = exp_on_reg
@@ -168,9 +171,10 @@ class RTMDetSepBNHead(QualityPointHead):
             )
             for _ in ("cls", "reg")
         )
+        features = feat_channels if stacked_convs > 0 else in_channels
         self.rtm_cls, self.rtm_reg, rtm_obj = (
             nn.ModuleList(
-                nn.Conv2d(feat_channels, channels, pred_kernel_size, padding=pred_kernel_size // 2) for _ in levels
+                nn.Conv2d(features, channels, pred_kernel_size, padding=pred_kernel_size // 2) for _ in levels
             )
             for channels in (num_classes, 4, 1)
         )

@@ -15,7 +15,13 @@ from detkit.losses.reduction import reduce_mean
 from detkit.models.dense_heads.layers.towers import conv_tower
 from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
 from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
-from detkit.models.dense_heads.targets.part_checks import check_assigner, dense_sampler
+from detkit.models.dense_heads.targets.part_checks import (
+    check_assigner,
+    check_coder,
+    check_loss,
+    check_score_loss,
+    dense_sampler,
+)
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -93,10 +99,10 @@ class SABLRetinaHead(BaseModule):
                 "SABLRetinaHead: square_anchor_generator must make one square per cell, it makes "
                 f"{self.prior_generator.num_base_priors}"
             )
-        self.num_approxs = self.approx_generator.num_base_priors[0]
         self.bbox_coder = TASK_UTILS.build(
             bbox_coder or {"type": "BucketingBBoxCoder", "num_buckets": 14, "scale_factor": 3.0}
         )
+        check_coder(self.bbox_coder, "boxes, as buckets and offsets", "SABLRetinaHead")
         # Each side of a square has half of the buckets.
         self.num_buckets = 4 * ((self.bbox_coder.num_buckets + 1) // 2)
         self.loss_cls = MODELS.build(loss_cls or {"type": "FocalLoss"})
@@ -106,6 +112,9 @@ class SABLRetinaHead(BaseModule):
         self.loss_bbox_reg = MODELS.build(
             loss_bbox_reg or {"type": "SmoothL1Loss", "beta": 1.0 / 9.0, "loss_weight": 1.5}
         )
+        check_loss(self.loss_cls, ["labels"], "SABLRetinaHead", "loss_cls")
+        check_score_loss(self.loss_bbox_cls, "SABLRetinaHead", "loss_bbox_cls")
+        check_loss(self.loss_bbox_reg, ["coordinates"], "SABLRetinaHead", "loss_bbox_reg")
         self.use_sigmoid_cls = getattr(self.loss_cls, "use_sigmoid", False)
         # A softmax has a channel for the background, the last.
         self.cls_out_channels = num_classes if self.use_sigmoid_cls else num_classes + 1

@@ -16,7 +16,13 @@ from detkit.models.dense_heads.layers.towers import conv_tower
 from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level
 from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.targets.anchor_targets import AnchorTargets, anchor_targets, valid_anchors
-from detkit.models.dense_heads.targets.part_checks import check_assigner, dense_sampler
+from detkit.models.dense_heads.targets.part_checks import (
+    check_assigner,
+    check_box_loss,
+    check_coder,
+    check_loss,
+    dense_sampler,
+)
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -63,7 +69,7 @@ class SSDHead(BaseModule):
         init_cfg: Initialisation.
         loss_cls: Classification loss with a value for each anchor, over a softmax whose last channel is background;
             None is cross entropy.
-        loss_bbox: Box loss; None is smooth L1.
+        loss_bbox: Box loss; None is smooth L1 with ``smoothl1_beta``, which no other loss reads.
 
     Raises:
         ValueError: ``num_classes`` below 1, levels that differ in number, a classification loss of sigmoids, or an
@@ -125,6 +131,9 @@ class SSDHead(BaseModule):
             raise ValueError(f"SSDHead: loss_cls must be one over a softmax, got {loss_cls} with use_sigmoid")
         beta = train_cfg.get("smoothl1_beta", 1.0)
         self.loss_of_boxes = MODELS.build(loss_bbox or {"type": "SmoothL1Loss", "beta": beta})
+        check_coder(self.bbox_coder, "boxes", "SSDHead")
+        check_loss(self.loss_of_labels, ["labels"], "SSDHead", "loss_cls")
+        check_box_loss(self.loss_of_boxes, reg_decoded_bbox, "SSDHead")
         self.test_cfg = DenseTestCfg.of(test_cfg)
 
         layers: dict[str, Any] = {"conv_cfg": conv_cfg, "norm_cfg": norm_cfg, "act_cfg": act_cfg}

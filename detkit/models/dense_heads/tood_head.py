@@ -19,6 +19,7 @@ from detkit.models.dense_heads.layers.atss_layers import one_anchor_generator
 from detkit.models.dense_heads.layers.tood_layers import TaskDecomposition, geometric_mean_of_sigmoids, sample_boxes
 from detkit.models.dense_heads.losses.box_quality import box_centers, centerness_of_anchors, quality_box_loss
 from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
+from detkit.models.dense_heads.prediction.log_size import exp_size
 from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.targets.anchor_targets import AnchorTargets
 from detkit.models.dense_heads.targets.anchor_train_cfg import ANCHOR_TRAIN_CFG_KEYS, AnchorTrainCfg
@@ -112,7 +113,8 @@ class TOODHead(BaseModule):
         check_loss(self.loss_cls, ["labels with qualities"], "TOODHead", "loss_cls")
         check_box_loss(self.loss_bbox, True, "TOODHead")
         for name, loss in (("initial_loss_cls", self.initial_loss_cls), ("loss_cls", self.loss_cls)):
-            if not getattr(loss, "activated", True):
+            # A built-in without this argument takes logits; one's own is taken at its word.
+            if not getattr(loss, "activated", not hasattr(loss, "learns")):
                 raise ValueError(f"TOODHead: {name}: this head gives probabilities; set activated=True")
         self._read_train_cfg(train_cfg)
         self.test_cfg = DenseTestCfg.of(test_cfg)
@@ -201,7 +203,7 @@ class TOODHead(BaseModule):
     def _boxes(self, raw: Tensor, scale: nn.Module, anchors: Tensor, stride: int) -> Tensor:
         """Boxes (N, 4, H, W) in strides of what the layer predicts (N, 4, H, W) for ``anchors`` (H * W, 4)."""
         if self.anchor_type == "anchor_free":
-            distances = scale(raw.exp()).float().flatten(2).transpose(1, 2)  # (N, H * W, 4)
+            distances = scale(exp_size(raw)).flatten(2).transpose(1, 2)  # (N, H * W, 4)
             boxes = distance2bbox((box_centers(anchors) / stride).expand(len(raw), -1, 2), distances)
         else:
             deltas = scale(raw).float().flatten(2).transpose(1, 2)

@@ -13,13 +13,15 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
+from detkit.models.dense_heads.layers.atss_layers import one_anchor_generator, one_anchor_of_a_cell
 from detkit.models.dense_heads.layers.star_offsets import star_offsets
 from detkit.models.dense_heads.layers.towers import conv_tower
 from detkit.models.dense_heads.losses.box_quality import iou_quality, quality_box_loss
 from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
+from detkit.models.dense_heads.prediction.log_size import GREATEST_SIZE, exp_size
 from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.targets.anchor_train_cfg import ANCHOR_TRAIN_CFG_KEYS, AnchorTrainCfg
-from detkit.models.dense_heads.targets.part_checks import check_box_loss, check_coder, check_loss
+from detkit.models.dense_heads.targets.part_checks import check_box_loss, check_coder, check_label_loss, check_loss
 from detkit.models.dense_heads.targets.point_targets import PointTargets, point_targets
 from detkit.ops import DeformConv2d
 from detkit.registry import MODELS, TASK_UTILS
@@ -66,7 +68,8 @@ class VFNetHead(BaseModule):
         conv_bias: Whether the towers' convolutions have a bias; ``auto`` where no norm follows.
         bbox_coder: Registered coder of distances from points.
         conv_cfg: Convolution layers of the towers.
-        train_cfg: ``assigner``, ``sampler``, ``allowed_border``, ``pos_weight``; None at test time.
+        train_cfg: ``assigner``, ``sampler``, ``allowed_border``, and for ``loss_cls_fl`` ``pos_weight``; None at test
+            time.
         test_cfg: See :class:`DenseTestCfg`.
 
     Raises:
@@ -115,16 +118,18 @@ class VFNetHead(BaseModule):
             raise ValueError(f"VFNetHead: bbox_norm_type {bbox_norm_type!r} is neither 'reg_denom' nor 'stride'")
         if not reg_decoded_bbox:
             raise ValueError("VFNetHead: reg_decoded_bbox=False has no meaning here: losses are on boxes")
-        if not len(regress_ranges) == len(strides) > 1:
+        if len(regress_ranges) != len(strides):
             raise ValueError(f"VFNetHead: {len(strides)} strides, but {len(regress_ranges)} regress_ranges")
+        if bbox_norm_type == "reg_denom" and len(strides) == 1:
+            raise ValueError("VFNetHead: bbox_norm_type 'reg_denom' needs more than one level; set 'stride'")
         self.num_classes = num_classes
         self.use_vfl, self.use_atss = use_vfl, use_atss
-        self.sync_num_pos = sync_num_pos
-        self.gradient_mul = gradient_mul
+        self.sync_num_pos, self.gradient_mul = sync_num_pos, gradient_mul
         self.strides = strides
-        # The last level has no greatest distance of its own.
-        greatest = [high for _, high in regress_ranges[:-1]]
-        self.units = [*greatest, greatest[-1] * 2] if bbox_norm_type == "reg_denom" else list(strides)
+        self.units = list(strides)
+        if bbox_norm_type == "reg_denom":
+            # The last level has no greatest distance of its own.
+            self.units = [*(high for _, high in regress_ranges[:-1]), regress_ranges[-2][1] * 2]
         self._build_collaborators(
             anchor_generator, bbox_coder, loss_cls if use_vfl else loss_cls_fl, loss_bbox, loss_bbox_refine
         )
@@ -165,8 +170,9 @@ class VFNetHead(BaseModule):
         first: Cfg | None,
         refined: Cfg | None,
     ) -> None:
-        anchors = dict(anchor_generator or {**_default_anchors(), "strides": self.strides})
-        self.atss_prior_generator = TASK_UTILS.build(anchors)
+        # As in VarifocalNet's code, the anchors' centres are the corners of their cells.
+        anchors = dict(anchor_generator or {**one_anchor_of_a_cell(), "strides": self.strides, "center_offset": 0.0})
+        self.atss_prior_generator = one_anchor_generator(anchors, "VFNetHead")
         if [stride for stride, _ in self.atss_prior_generator.strides] != list(self.strides):
             raise ValueError(
                 f"VFNetHead: anchor_generator has strides {self.atss_prior_generator.strides}, the head {self.strides}"
@@ -179,10 +185,12 @@ class VFNetHead(BaseModule):
         self.loss_bbox = MODELS.build(first or {"type": "GIoULoss", "loss_weight": 1.5})
         self.loss_bbox_refine = MODELS.build(refined or {"type": "GIoULoss", "loss_weight": 2.0})
         check_coder(self.bbox_coder, "points", "VFNetHead")
-        learns = "qualities of classes" if self.use_vfl else "labels"
-        check_loss(self.loss_cls, [learns], "VFNetHead", "loss_cls" if self.use_vfl else "loss_cls_fl")
+        if self.use_vfl:
+            check_loss(self.loss_cls, ["qualities of classes"], "VFNetHead", "loss_cls")
+        else:
+            check_label_loss(self.loss_cls, "VFNetHead", "loss_cls_fl")
         check_box_loss(self.loss_bbox, True, "VFNetHead")
-        check_box_loss(self.loss_bbox_refine, True, "VFNetHead")
+        check_box_loss(self.loss_bbox_refine, True, "VFNetHead", "loss_bbox_refine")
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
         """Logits (N, C, H_l, W_l), in training the first distances (N, 4, H_l, W_l) in pixels, and the refined ones."""
@@ -196,15 +204,15 @@ class VFNetHead(BaseModule):
             cls_feat = reg_feat = level
             for cls_conv, reg_conv in zip(self.cls_convs, self.reg_convs, strict=True):
                 cls_feat, reg_feat = cls_conv(cls_feat), reg_conv(reg_feat)
-            distances = scale(self.vfnet_reg(self.vfnet_reg_conv(reg_feat))).float().exp() * unit
+            distances = exp_size(scale(self.vfnet_reg(self.vfnet_reg_conv(reg_feat)))) * unit
             damped = self.gradient_mul * distances + (1 - self.gradient_mul) * distances.detach()
             offsets = (star_offsets(damped / stride) - self.taps).to(reg_feat.dtype)
             reg_feat = F.relu(self.vfnet_reg_refine_dconv(reg_feat, offsets))
-            factor = scale_refine(self.vfnet_reg_refine(reg_feat)).float().exp()
+            factor = exp_size(scale_refine(self.vfnet_reg_refine(reg_feat)))
             cls_feat = F.relu(self.vfnet_cls_dconv(cls_feat, offsets))
             cls_scores.append(self.vfnet_cls(cls_feat))
             first.append(distances)
-            refined.append(factor * distances.detach())
+            refined.append((factor * distances.detach()).clamp(max=GREATEST_SIZE * unit))
         return cls_scores, first, refined
 
     def loss(self, x: Sequence[Tensor], batch_data_samples: Sequence[DetDataSample]) -> dict[str, Tensor]:
@@ -249,7 +257,8 @@ class VFNetHead(BaseModule):
         if not self.use_atss:
             truth = GroundTruth.from_samples(batch_data_samples)
             inputs = {"num_level_priors": [height * width for height, width in sizes]}
-            return point_targets(points, truth, self.fcos_rule, self.train_cfg.sampler, self.num_classes, 8, inputs)
+            rule, cfg = self.fcos_rule, self.train_cfg
+            return point_targets(points, truth, rule, cfg.sampler, self.num_classes, 8, inputs, None, cfg.pos_weight)
         levels = self.atss_prior_generator.grid_priors(sizes, device=logits.device)
         inputs = self.train_cfg.inputs(levels, lambda: boxes, logits)
         found = self.train_cfg.targets(
@@ -280,16 +289,6 @@ class VFNetHead(BaseModule):
             self.test_cfg,
         )
         return detections(candidates, metas, self.test_cfg, rescale)
-
-
-def _default_anchors() -> dict[str, Any]:
-    return {
-        "type": "AnchorGenerator",
-        "octave_base_scale": 8,
-        "scales_per_octave": 1,
-        "ratios": [1.0],
-        "center_offset": 0.0,
-    }
 
 
 def _default_init() -> dict[str, Any]:

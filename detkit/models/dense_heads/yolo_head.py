@@ -16,7 +16,13 @@ from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_
 from detkit.models.dense_heads.prediction.log_size import GREATEST_LOG
 from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.targets.anchor_targets import AnchorTargets, anchor_targets
-from detkit.models.dense_heads.targets.part_checks import check_assigner, dense_sampler
+from detkit.models.dense_heads.targets.part_checks import (
+    check_assigner,
+    check_coder,
+    check_loss,
+    check_score_loss,
+    dense_sampler,
+)
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -128,6 +134,10 @@ class YOLOV3Head(BaseModule):
         self.loss_conf = build_summed_loss(loss_conf or entropy, "YOLOV3Head: loss_conf")
         self.loss_xy = build_summed_loss(loss_xy or entropy, "YOLOV3Head: loss_xy")
         self.loss_wh = build_summed_loss(loss_wh or {"type": "MSELoss", "reduction": "sum"}, "YOLOV3Head: loss_wh")
+        check_coder(self.bbox_coder, "boxes with strides", "YOLOV3Head")
+        for name in ("loss_cls", "loss_conf", "loss_xy"):
+            check_score_loss(getattr(self, name), "YOLOV3Head", name)
+        check_loss(self.loss_wh, ["coordinates"], "YOLOV3Head", "loss_wh")
 
         check_keys(train_cfg, self.train_cfg_keys, "train_cfg")
         check_keys(test_cfg, self.test_cfg_keys, "test_cfg")

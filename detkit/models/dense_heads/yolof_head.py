@@ -15,7 +15,13 @@ from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_
 from detkit.models.dense_heads.prediction.objectness import implicit_objectness
 from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.targets.anchor_targets import anchor_targets, valid_anchors
-from detkit.models.dense_heads.targets.part_checks import check_assigner, dense_sampler
+from detkit.models.dense_heads.targets.part_checks import (
+    check_assigner,
+    check_box_loss,
+    check_coder,
+    check_label_loss,
+    dense_sampler,
+)
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -79,9 +85,10 @@ class YOLOFHead(BaseModule):
             raise ValueError(f"YOLOFHead: anchors must be of one level, got {self.prior_generator.num_levels} levels")
         self.bbox_coder = TASK_UTILS.build(bbox_coder or _default_coder())
         self.loss_cls = MODELS.build(loss_cls or {"type": "FocalLoss"})
-        if not getattr(self.loss_cls, "use_sigmoid", True):
-            raise ValueError(f"YOLOFHead: loss_cls must be one of sigmoids, got {loss_cls}")
         self.loss_bbox = MODELS.build(loss_bbox or {"type": "GIoULoss"})
+        check_coder(self.bbox_coder, "boxes", "YOLOFHead")
+        check_label_loss(self.loss_cls, "YOLOFHead")
+        check_box_loss(self.loss_bbox, True, "YOLOFHead")
 
         check_keys(train_cfg, self.train_cfg_keys, "train_cfg")
         train_cfg = train_cfg or {}

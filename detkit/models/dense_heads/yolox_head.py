@@ -17,8 +17,14 @@ from detkit.models.dense_heads.losses.yolox_loss import decode_boxes, yolox_loss
 from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_levels
 from detkit.models.dense_heads.prediction.objectness import geometric_mean, geometric_mean_logit
 from detkit.models.dense_heads.prediction.postprocess import Candidates, DenseTestCfg, detections
-from detkit.models.dense_heads.targets.part_checks import check_assigner, dense_sampler
-from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, point_targets, wants_logits
+from detkit.models.dense_heads.targets.part_checks import (
+    check_assigner,
+    check_box_loss,
+    check_loss,
+    check_score_loss,
+    dense_sampler,
+)
+from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, point_targets, takes_logits
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -55,7 +61,7 @@ class YOLOXHead(BaseModule):
         init_cfg: Initialisation.
 
     Raises:
-        ValueError: ``num_classes`` below 1, a loss that does not sum, or an assigner that this head cannot serve.
+        ValueError: ``num_classes`` below 1, a loss that does not sum, or parts that do not fit.
     """
 
     train_cfg_keys = ("assigner", "sampler", "box_scale")
@@ -96,6 +102,10 @@ class YOLOXHead(BaseModule):
         self.loss_bbox = build_summed_loss(loss_bbox or of_boxes, "YOLOXHead: loss_bbox")
         self.loss_obj = build_summed_loss(loss_obj or entropy, "YOLOXHead: loss_obj")
         self.loss_l1 = build_summed_loss(loss_l1 or {"type": "L1Loss", "reduction": "sum"}, "YOLOXHead: loss_l1")
+        check_score_loss(self.loss_cls, "YOLOXHead", "loss_cls")
+        check_box_loss(self.loss_bbox, True, "YOLOXHead")
+        check_score_loss(self.loss_obj, "YOLOXHead", "loss_obj")
+        check_loss(self.loss_l1, ["coordinates"], "YOLOXHead", "loss_l1")
 
         check_keys(train_cfg, self.train_cfg_keys, "train_cfg")
         check_keys(test_cfg, self.test_cfg_keys, "test_cfg")
@@ -125,8 +135,9 @@ class YOLOXHead(BaseModule):
             )
             for _ in ("cls", "reg")
         )
+        features = feat_channels if stacked_convs > 0 else in_channels
         self.multi_level_conv_cls, self.multi_level_conv_reg, self.multi_level_conv_obj = (
-            nn.ModuleList(nn.Conv2d(feat_channels, channels, 1) for _ in strides) for channels in (num_classes, 4, 1)
+            nn.ModuleList(nn.Conv2d(features, channels, 1) for _ in strides) for channels in (num_classes, 4, 1)
         )
 
     def init_weights(self) -> None:
@@ -156,7 +167,7 @@ class YOLOXHead(BaseModule):
         offered: dict[str, Callable[[], Any]] = {
             "num_level_priors": lambda: [len(level) for level in levels],
             "bboxes": lambda: decode_boxes(points, encoded.detach()),
-            "scores": lambda: (geometric_mean_logit if wants_logits(self.assigner) else geometric_mean)(*held),
+            "scores": lambda: (geometric_mean_logit if takes_logits(self.assigner) else geometric_mean)(*held),
         }
         targets = point_targets(
             # Boxes are relative to the cell's corner, but its centre decides whose it is.

@@ -29,6 +29,9 @@ class SingleStageDetector(BaseModel):
         test_cfg: What the head needs in prediction.
         data_preprocessor: Registered data preprocessor.
         init_cfg: Initialisation.
+
+    Raises:
+        ValueError: There is no head, or it has a ``train_cfg`` or ``test_cfg`` of its own.
     """
 
     def __init__(
@@ -43,6 +46,9 @@ class SingleStageDetector(BaseModel):
     ) -> None:
         if bbox_head is None:
             raise ValueError(f"{type(self).__name__}: bbox_head is missing")
+        for key in ("train_cfg", "test_cfg"):
+            if bbox_head.get(key) is not None:
+                raise ValueError(f"{type(self).__name__}: bbox_head.{key} is not read; set {key} of the detector")
         preprocessor = MODELS.build(data_preprocessor or {"type": "DetDataPreprocessor"})
         super().__init__(data_preprocessor=preprocessor, init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)

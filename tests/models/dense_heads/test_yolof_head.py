@@ -36,7 +36,7 @@ def test_assigners_that_fit(name):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="anchors must be of one level, got 5 levels"):
         YOLOFHead(2, 8, anchor_generator={"type": "AnchorGenerator", "ratios": [1], "scales": [1], "strides": [1] * 5})
-    with pytest.raises(ValueError, match="loss_cls must be one of sigmoids"):
+    with pytest.raises(ValueError, match="YOLOFHead: loss_cls: CrossEntropyLoss with use_sigmoid=False"):
         YOLOFHead(2, 8, loss_cls={"type": "CrossEntropyLoss"})
     with pytest.raises(ValueError, match="SimOTAAssigner"):
         YOLOFHead(2, 8, train_cfg={"assigner": {"type": "SimOTAAssigner"}})

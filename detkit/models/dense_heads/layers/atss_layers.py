@@ -9,7 +9,7 @@ from mmcv.cnn import Scale
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from detkit.models.dense_heads.layers.towers import conv_tower
+from detkit.models.dense_heads.layers.towers import check_odd_kernel, conv_tower
 from detkit.registry import TASK_UTILS
 
 __all__ = ["ATSSLayers", "one_anchor_generator", "one_anchor_of_a_cell"]
@@ -52,8 +52,7 @@ class ATSSLayers(BaseModule):
         init_cfg: Cfg | Sequence[Cfg] | None = None,
     ) -> None:
         super().__init__(init_cfg or _default_init())
-        if pred_kernel_size % 2 == 0:
-            raise ValueError(f"{type(self).__name__}: pred_kernel_size must be odd, got {pred_kernel_size}")
+        check_odd_kernel(type(self).__name__, pred_kernel_size)
         norm_cfg = norm_cfg or {"type": "GN", "num_groups": 32, "requires_grad": True}
         self.cls_convs, self.reg_convs = (
             conv_tower(in_channels, feat_channels, stacked_convs, conv_cfg=conv_cfg, norm_cfg=norm_cfg)

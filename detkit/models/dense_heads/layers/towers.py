@@ -9,7 +9,7 @@ from typing import Any
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from torch import nn
 
-__all__ = ["conv_tower"]
+__all__ = ["check_odd_kernel", "conv_tower"]
 
 Cfg = Mapping[str, Any]
 RELU: Cfg = MappingProxyType({"type": "ReLU"})
@@ -55,3 +55,13 @@ def conv_tower(
         )
         for index in range(num_convs)
     )
+
+
+def check_odd_kernel(head: str, pred_kernel_size: int) -> None:
+    """Refuse a kernel of the predicting layers that would change the size of a level.
+
+    Raises:
+        ValueError: It is even.
+    """
+    if pred_kernel_size < 1 or pred_kernel_size % 2 == 0:
+        raise ValueError(f"{head}: pred_kernel_size must be odd, got {pred_kernel_size}")

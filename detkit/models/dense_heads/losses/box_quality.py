@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from detkit.losses.reduction import reduce_mean
 from detkit.structures.boxes import bbox2distance, bbox_overlaps, bbox_xyxy_to_cxcywh
 
-__all__ = ["box_centers", "centerness", "centerness_of_anchors", "iou_quality", "quality_box_loss"]
+__all__ = [
+    "box_centers",
+    "centerness",
+    "centerness_of_anchors",
+    "iou_quality",
+    "quality_box_loss",
+    "weighted_box_loss",
+]
 
 
 def centerness(distances: Tensor) -> Tensor:
@@ -55,8 +62,22 @@ def quality_box_loss(
     Returns:
         ().
     """
+    return weighted_box_loss(loss_bbox, predicted, wanted, quality, reduce_mean(quality.sum(), least=least))
+
+
+def weighted_box_loss(
+    loss_bbox: nn.Module, predicted: Tensor, wanted: Tensor, weight: Tensor, avg_factor: Tensor
+) -> Tensor:
+    """Box loss () of priors by weight.
+
+    Args:
+        loss_bbox: Over boxes or their encoding (P, 4).
+        predicted: (N, A, 4); may be anything where ``weight`` is 0.
+        wanted: (N, A, 4), finite everywhere.
+        weight: (N, A), without gradient.
+        avg_factor: () what the loss is divided by.
+    """
     # An infinite prediction times no weight would not be 0, nor would its gradient.
-    predicted = torch.where((quality > 0).unsqueeze(-1), predicted, wanted)
-    weight = quality.unsqueeze(-1).expand_as(predicted)
-    total = reduce_mean(quality.sum(), least=least)
-    return loss_bbox(predicted.flatten(0, 1), wanted.flatten(0, 1), weight.flatten(0, 1), avg_factor=total)
+    predicted = torch.where((weight > 0).unsqueeze(-1), predicted, wanted)
+    weights = weight.unsqueeze(-1).expand_as(predicted).flatten(0, 1)
+    return loss_bbox(predicted.flatten(0, 1), wanted.flatten(0, 1), weights, avg_factor=avg_factor)

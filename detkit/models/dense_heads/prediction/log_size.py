@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
-__all__ = ["GREATEST_LOG", "exp_size"]
+__all__ = ["GREATEST_LOG", "GREATEST_SIZE", "exp_size"]
 
-# Greatest logarithm of a size in strides. What is larger is as wrong, and its area is a finite float32.
+# Greatest logarithm of a size in strides, or in pixels. What is larger is as wrong, and its area is a finite float32.
 GREATEST_LOG = 20.0
+GREATEST_SIZE = math.exp(GREATEST_LOG)
 
 
 def exp_size(raw: Tensor) -> Tensor:

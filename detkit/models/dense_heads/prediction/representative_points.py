@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from detkit.models.dense_heads.prediction.log_size import exp_size
+
 __all__ = ["TRANSFORMS", "box_of_points", "grid_of_boxes"]
 
 TRANSFORMS = ("minmax", "partial_minmax", "moment")
@@ -46,7 +48,7 @@ def grid_of_boxes(deltas: Tensor, boxes: Tensor, side: int) -> tuple[Tensor, Ten
     """
     center = (boxes[:, :2] + boxes[:, 2:]) / 2
     size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-6)
-    new_size = size * deltas[:, 2:].exp()
+    new_size = size * exp_size(deltas[:, 2:])
     corner = center + size * deltas[:, :2] - 0.5 * new_size
     steps = torch.linspace(0, 1, side, dtype=deltas.dtype, device=deltas.device).view(1, 1, side, 1, 1)
     # (N, 2, side, H, W), of which the first is x

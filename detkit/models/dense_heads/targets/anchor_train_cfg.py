@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -105,6 +105,7 @@ class AnchorTrainCfg:
         num_classes: int,
         inputs: Mapping[str, Any],
         coder: BoxCoder | None = None,
+        one_class: bool = False,
     ) -> AnchorTargets:
         """Targets of all anchors of all images.
 
@@ -116,6 +117,7 @@ class AnchorTrainCfg:
             num_classes: Label of the background.
             inputs: What the assigner asks for, see :meth:`inputs`.
             coder: Encodes the boxes; None leaves them as they are.
+            one_class: Whether every object is of the one class that the head knows, whatever its label.
 
         Raises:
             ValueError: There is no assigner, or the sampler adds objects to the anchors.
@@ -124,9 +126,12 @@ class AnchorTrainCfg:
             raise ValueError(f"{self.head}: training needs train_cfg with an assigner")
         anchors = torch.cat(list(levels))
         metas = [sample.metainfo for sample in batch_data_samples]
+        truth = GroundTruth.from_samples(batch_data_samples)
+        if one_class:
+            truth = replace(truth, labels=torch.zeros_like(truth.labels))
         return anchor_targets(
             anchors,
-            GroundTruth.from_samples(batch_data_samples),
+            truth,
             valid_anchors(anchors, generator, sizes, metas, self.allowed_border),
             self.assigner,
             self.sampler,

@@ -163,5 +163,7 @@ def well_predicted(
     loss = torch.where(near.center, 0.0, loss)
     if num_gts == 0:
         return near.inside
-    limit = loss.kthvalue(min(topk, num_near), dim=2, keepdim=True).values.clamp(max=threshold)
+    # Not kthvalue, which has no deterministic form on a GPU.
+    least = loss.topk(min(topk, num_near), dim=2, largest=False).values
+    limit = least[..., -1:].clamp(max=threshold)
     return loss < limit

@@ -12,7 +12,15 @@ from typing import Any
 from detkit.registry import TASK_UTILS, find
 from detkit.task_modules import needed_inputs
 
-__all__ = ["check_assigner", "check_box_loss", "check_coder", "check_loss", "dense_sampler"]
+__all__ = [
+    "check_assigner",
+    "check_box_loss",
+    "check_coder",
+    "check_label_loss",
+    "check_loss",
+    "check_score_loss",
+    "dense_sampler",
+]
 
 
 def check_assigner(
@@ -74,16 +82,44 @@ def check_loss(loss: Any, kinds: Collection[str], head: str, argument: str, reme
         )
 
 
-def check_box_loss(loss: Any, decoded: bool, head: str) -> None:
+def check_label_loss(loss: Any, head: str, argument: str = "loss_cls") -> None:
+    """Refuse a loss that does not learn labels by a sigmoid for each class, as ``head`` has no channel for background.
+
+    Raises:
+        ValueError: With what it learns, or that it is a softmax.
+    """
+    check_loss(loss, ["labels"], head, argument)
+    _check_sigmoid(loss, head, argument)
+
+
+def check_score_loss(loss: Any, head: str, argument: str) -> None:
+    """Refuse a loss that does not take logits and targets in [0, 1] of one shape: objectness, centerness, classes.
+
+    Raises:
+        ValueError: With what it learns, or that it is a softmax.
+    """
+    check_loss(loss, ["labels", "qualities of classes", "coordinates"], head, argument)
+    _check_sigmoid(loss, head, argument)
+
+
+def _check_sigmoid(loss: Any, head: str, argument: str) -> None:
+    if not getattr(loss, "use_sigmoid", True):
+        raise ValueError(
+            f"{head}: {argument}: {type(loss).__name__} with use_sigmoid=False needs a channel for the background; "
+            "there is none here"
+        )
+
+
+def check_box_loss(loss: Any, decoded: bool, head: str, argument: str = "loss_bbox") -> None:
     """Refuse a box loss that does not fit what ``head`` compares: boxes where ``decoded``, else their encoding.
 
     Raises:
         ValueError: With what it learns.
     """
     if decoded:
-        check_loss(loss, ["coordinates", "boxes"], head, "loss_bbox")
+        check_loss(loss, ["coordinates", "boxes"], head, argument)
     else:
-        check_loss(loss, ["coordinates"], head, "loss_bbox", "reg_decoded_bbox=True compares boxes")
+        check_loss(loss, ["coordinates"], head, argument, "reg_decoded_bbox=True compares boxes")
 
 
 def dense_sampler(cfg: Mapping[str, Any] | None, head: str) -> Any:

@@ -17,7 +17,7 @@ __all__ = [
     "boxes_around_origin",
     "point_targets",
     "priors_of_kind",
-    "wants_logits",
+    "takes_logits",
 ]
 
 # What an assigner may say by ``prior_kind`` that a point is to it.
@@ -42,7 +42,7 @@ class PointTargets(NamedTuple):
     overlaps: Tensor
 
 
-def wants_logits(assigner: Any) -> bool:
+def takes_logits(assigner: Any) -> bool:
     """Whether the ``scores`` that an assigner asks for are logits instead of probabilities."""
     return bool(getattr(assigner, "takes_logits", False))
 
