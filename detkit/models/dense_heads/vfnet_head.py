@@ -126,7 +126,7 @@ class VFNetHead(BaseModule):
         self.use_vfl, self.use_atss = use_vfl, use_atss
         self.sync_num_pos, self.gradient_mul = sync_num_pos, gradient_mul
         self.strides = strides
-        self.units = list(strides)
+        self.units: list[float] = list(strides)
         if bbox_norm_type == "reg_denom":
             # The last level has no greatest distance of its own.
             self.units = [*(high for _, high in regress_ranges[:-1]), regress_ranges[-2][1] * 2]
