@@ -11,9 +11,9 @@ from mmengine.dataset import Compose
 from torch.utils.data import Dataset
 
 from detkit.datasets.partners import Partners
-from detkit.registry import DATASETS, TRANSFORMS, nearest
+from detkit.registry import DATASETS, TRANSFORMS, find, nearest
 
-__all__ = ["MultiImageMixDataset"]
+__all__ = ["MultiImageMixDataset", "step_names"]
 
 
 @DATASETS.register_module()
@@ -27,13 +27,13 @@ class MultiImageMixDataset(Dataset):
     Args:
         dataset: The dataset, or its config.
         pipeline: Steps, as configs.
-        skip_type_keys: Types of steps to leave out; hooks change it, such as YOLOXModeSwitchHook.
+        skip_type_keys: Types of steps to leave out where there are any; hooks change it, such as YOLOXModeSwitchHook.
         max_refetch: How many other random images are tried when a step returns None.
         lazy_init: Read nothing until ``full_init`` or the first access.
 
     Raises:
         TypeError: A step that is no config, or a dataset that is none.
-        ValueError: ``skip_type_keys`` names a type that the pipeline does not have.
+        ValueError: ``skip_type_keys`` names a type that no step has.
     """
 
     def __init__(
@@ -114,16 +114,9 @@ class MultiImageMixDataset(Dataset):
         """Leave out the steps of these types from now on, and no others.
 
         Raises:
-            ValueError: The pipeline has no step of a type.
+            ValueError: A type that no step has, neither one of the pipeline nor one that is registered.
         """
-        types = [type(step).__name__ for step in self.pipeline.transforms]
-        for kind in skip_type_keys:
-            if kind not in types:
-                close = nearest(str(kind), types)[0] if types else None
-                raise ValueError(
-                    f"skip_type_keys: the pipeline has no {kind!r}; did you mean {close!r}? It has {types}"
-                )
-        self._skipped = frozenset(skip_type_keys)
+        self._skipped = step_names(skip_type_keys, self.pipeline.transforms)
 
     def _steps(self) -> list[Callable]:
         return [step for step in self.pipeline.transforms if type(step).__name__ not in self._skipped]
@@ -143,3 +136,24 @@ class MultiImageMixDataset(Dataset):
     def _load(self, index: int) -> dict | None:
         results = self.dataset[index]
         return None if results is None else dict(results)  # a dataset may give the same dict again
+
+
+def step_names(types: Sequence[str], steps: Sequence[Callable] = ()) -> frozenset[str]:
+    """Names of the classes that types of steps stand for; a pipeline need not have a step of each.
+
+    Args:
+        types: Registered names, with a scope or without.
+        steps: Whose types are known though they may not be registered.
+
+    Raises:
+        ValueError: A type that no step has.
+    """
+    own = [type(step).__name__ for step in steps]
+    names = []
+    for kind in types:
+        found = find(str(kind), TRANSFORMS)
+        if found is None and kind not in own:
+            close = nearest(str(kind), [*own, *TRANSFORMS.module_dict])[0]
+            raise ValueError(f"skip_type_keys: there is no step {kind!r}; did you mean {close!r}?")
+        names.append(kind if found is None else found.__name__)
+    return frozenset(names)

@@ -120,12 +120,13 @@ class BatchFixedSizePad(nn.Module):
             return inputs, data_samples
         for sample in data_samples or ():
             sample.set_metainfo({"batch_input_shape": size, "pad_shape": size})
-            if self.pad_mask:
+            if self.pad_mask and "masks" in sample.gt_instances:
                 masks = sample.gt_instances.masks
                 sample.gt_instances.masks = masks.pad(size, pad_val=self.mask_pad_value)
-            if self.pad_seg:
-                seg = sample.gt_sem_seg.sem_seg
-                sample.gt_sem_seg = PixelData(sem_seg=_padded(seg, size, self.seg_pad_value))
+            if self.pad_seg and "gt_sem_seg" in sample:
+                seg = sample.gt_sem_seg
+                padded = _padded(seg.sem_seg, size, self.seg_pad_value)
+                sample.gt_sem_seg = PixelData(metainfo=seg.metainfo, sem_seg=padded)
         return _padded(inputs, size, self.img_pad_value), data_samples
 
 
@@ -146,4 +147,4 @@ def _resize_annotations(sample: DetDataSample, factor_y: float, factor_x: float)
         seg = sample.gt_sem_seg.sem_seg
         size = (int(seg.shape[-2] * factor_y), int(seg.shape[-1] * factor_x))
         resized = F.interpolate(seg[None].float(), size=size, mode="nearest")[0].to(seg.dtype)
-        sample.gt_sem_seg = PixelData(sem_seg=resized)
+        sample.gt_sem_seg = PixelData(metainfo=sample.gt_sem_seg.metainfo, sem_seg=resized)

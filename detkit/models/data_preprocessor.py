@@ -126,4 +126,5 @@ class DetDataPreprocessor(BaseDataPreprocessor):
             if self.pad_seg and "gt_sem_seg" in sample:
                 seg = sample.gt_sem_seg.sem_seg
                 gap = (0, width - seg.shape[-1], 0, height - seg.shape[-2])
-                sample.gt_sem_seg = PixelData(sem_seg=F.pad(seg, gap, value=self.seg_pad_value))
+                padded = F.pad(seg, gap, value=self.seg_pad_value)
+                sample.gt_sem_seg = PixelData(metainfo=sample.gt_sem_seg.metainfo, sem_seg=padded)

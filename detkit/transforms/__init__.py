@@ -3,11 +3,12 @@
 import mmcv.transforms  # noqa: F401  registers mmcv's transforms
 
 from detkit.transforms.affine import RandomAffine
+from detkit.transforms.cached_mixing import CachedMixUp, CachedMosaic
 from detkit.transforms.cropping import MinIoURandomCrop, RandomCrop
 from detkit.transforms.formatting import PackDetInputs
 from detkit.transforms.geometric import Pad, RandomFlip, Resize
 from detkit.transforms.loading import FilterAnnotations, LoadAnnotations, LoadImageFromFile, LoadImageFromNDArray
-from detkit.transforms.mixing import CachedMixUp, CachedMosaic, MixUp, Mosaic
+from detkit.transforms.mixing import MixUp, Mosaic
 from detkit.transforms.photometric import CutOut, PhotoMetricDistortion, YOLOXHSVRandomAug
 from detkit.transforms.placing import Expand, RandomCenterCropPad, RandomShift
 from detkit.transforms.resizing import FixShapeResize, RandomChoiceResize, RandomResize

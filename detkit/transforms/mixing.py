@@ -1,4 +1,4 @@
-"""Several images in one: Mosaic and MixUp.
+"""Several images in one: Mosaic and MixUp. Their forms with a pool are in ``cached_mixing.py``.
 
 Both need other images: ``mix_results``, which the dataset puts into the results dict after it has asked
 ``get_indexes`` which ones (see ``detkit/datasets/partners.py``). They read those and never change them.
@@ -25,7 +25,7 @@ from detkit.transforms.objects import (
     select_objects,
 )
 
-__all__ = ["CachedMixUp", "CachedMosaic", "MixUp", "Mosaic"]
+__all__ = ["MixUp", "Mosaic"]
 
 _ACROSS, _DOWN = "horizontal", "vertical"
 
@@ -45,7 +45,8 @@ class Mosaic(BaseTransform):
         prob: Probability to do it.
 
     Raises:
-        ValueError: A size, range or probability that is none; no other images in ``mix_results``.
+        ValueError: A size, range or probability that is none; no other images in ``mix_results``; an image with a
+            segmentation map, which would not be mixed.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Mosaic(BaseTransform):
         canvas = np.full((height, width, *img.shape[2:]), self.pad_val, dtype=img.dtype)
         center = [int(np.random.uniform(*self.center_ratio_range) * side) for side in self.img_scale]
         parts = [self._lay(image, canvas, center, place) for place, image in enumerate(images)]
-        results.update(join_objects(parts))
+        _take_objects(results, parts)
         if self.bbox_clip_border:
             results["gt_bboxes"] = clip_boxes(results["gt_bboxes"], (height, width))
         select_objects(results, overlaps_image(results["gt_bboxes"], (height, width)))
@@ -142,7 +143,8 @@ class MixUp(BaseTransform):
         bbox_clip_border: Cut boxes at the border of the image.
 
     Raises:
-        ValueError: A size, range or probability that is none; not one other image in ``mix_results``.
+        ValueError: A size, range or probability that is none; not one other image in ``mix_results``; an image with a
+            segmentation map, which would not be mixed.
     """
 
     def __init__(
@@ -182,7 +184,7 @@ class MixUp(BaseTransform):
             results["img"], 0.5, drawn.img.astype(results["img"].dtype, copy=False), 0.5, 0
         )
         results["img_shape"] = shape
-        results.update(join_objects([results, self._moved(other, drawn, shape)]))
+        _take_objects(results, [results, self._moved(other, drawn, shape)])
         select_objects(results, overlaps_image(results["gt_bboxes"], shape))
         return results
 
@@ -223,83 +225,9 @@ class MixUp(BaseTransform):
         return moved
 
 
-@TRANSFORMS.register_module()
-class CachedMosaic(Mosaic):
-    """Mosaic of images from a small pool, which saves most of the loading; for the pipeline of a plain dataset.
-
-    MMDetection keeps the last images that passed, so that what a sample becomes depends on the number of workers
-    and is lost on resuming. Here a stretch of samples has a pool of ``max_cached_images`` images, drawn by (seed,
-    epoch, stretch) and taken through the steps before this one; each process keeps those it has needed. A sample
-    is the same with any number of workers, and after resuming (see ``detkit/datasets/partners.py``).
-
-    Args:
-        img_scale: As Mosaic's, here and below.
-        center_ratio_range: The same.
-        bbox_clip_border: The same.
-        pad_val: The same.
-        prob: The same.
-        max_cached_images: Images in the pool, at least 4.
-        random_pop: Accepted for MMDetection's configs; a pool is replaced as a whole.
-
-    Raises:
-        ValueError: As Mosaic, or a pool that is too small.
-    """
-
-    def __init__(
-        self,
-        img_scale: Sequence[int] = (640, 640),
-        center_ratio_range: Sequence[float] = (0.5, 1.5),
-        bbox_clip_border: bool = True,
-        pad_val: float | Sequence[float] = 114.0,
-        prob: float = 1.0,
-        max_cached_images: int = 40,
-        random_pop: bool = True,
-    ) -> None:
-        super().__init__(img_scale, center_ratio_range, bbox_clip_border, pad_val, prob)
-        self.pool_size = _pool_size(max_cached_images, 4)
-
-
-@TRANSFORMS.register_module()
-class CachedMixUp(MixUp):
-    """MixUp with images from a small pool, see CachedMosaic; for the pipeline of a plain dataset.
-
-    Args:
-        img_scale: As MixUp's, here and below.
-        ratio_range: The same.
-        flip_ratio: The same.
-        pad_val: The same.
-        max_iters: The same.
-        bbox_clip_border: The same.
-        max_cached_images: Images in the pool, at least 2.
-        random_pop: Accepted for MMDetection's configs; a pool is replaced as a whole.
-        prob: Probability to do it.
-
-    Raises:
-        ValueError: As MixUp, or a pool that is too small.
-    """
-
-    def __init__(
-        self,
-        img_scale: Sequence[int] = (640, 640),
-        ratio_range: Sequence[float] = (0.5, 1.5),
-        flip_ratio: float = 0.5,
-        pad_val: float | Sequence[float] = 114.0,
-        max_iters: int = 15,
-        bbox_clip_border: bool = True,
-        max_cached_images: int = 20,
-        random_pop: bool = True,
-        prob: float = 1.0,
-    ) -> None:
-        super().__init__(img_scale, ratio_range, flip_ratio, pad_val, max_iters, bbox_clip_border)
-        self.pool_size = _pool_size(max_cached_images, 2)
-        self.prob = require_probability("prob", prob)
-
-    def transform(self, results: dict) -> dict:
-        """As MixUp's, with the probability ``prob``."""
-        return results if np.random.uniform(0, 1) > self.prob else super().transform(results)
-
-
 def _others(step: BaseTransform, results: dict, count: int) -> list[dict]:
+    if results.get("gt_seg_map") is not None:
+        raise ValueError(f"{type(step).__name__} mixes boxes and masks, and the image has a segmentation map")
     others = results.get("mix_results") or ()
     if len(others) != count:
         raise ValueError(
@@ -307,6 +235,11 @@ def _others(step: BaseTransform, results: dict, count: int) -> list[dict]:
             "step belongs into the pipeline of a dataset, such as MultiImageMixDataset, not into that of another step"
         )
     return list(others)
+
+
+def _take_objects(results: dict, parts: Sequence[dict]) -> None:
+    results.update(join_objects(parts))
+    results.pop("instances", None)  # the record of the first image alone: errors would name its annotations
 
 
 def _has_objects(dataset: Any, index: int) -> bool:
@@ -329,9 +262,3 @@ def _size(value: Sequence[int]) -> tuple[int, int]:
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(f"img_scale: (width, height) in whole pixels was expected, got {value!r}")
     return size
-
-
-def _pool_size(value: int, least: int) -> int:
-    if value < least:
-        raise ValueError(f"max_cached_images: at least {least} was expected, got {value!r}")
-    return value

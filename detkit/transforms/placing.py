@@ -190,6 +190,8 @@ class RandomCenterCropPad(BaseTransform):
             if (value is None) != test_mode:
                 wanted = "None was" if test_mode else "a value was"
                 raise ValueError(f"{name}: {wanted} expected with test_mode={test_mode}, got {value!r}")
+        if border is not None and border < 0:
+            raise ValueError(f"border: a number of at least 0 was expected, got {border!r}")
         if not test_mode and test_pad_mode is not None:
             raise ValueError(f"test_pad_mode: None was expected with test_mode=False, got {test_pad_mode!r}")
         if test_mode and (test_pad_mode is None or test_pad_mode[0] not in _TEST_PAD_MODES):
@@ -262,6 +264,8 @@ class RandomCenterCropPad(BaseTransform):
 
 def _border(border: int, side: int) -> int:
     """``border`` halved until both borders leave room in ``side``."""
+    if border == 0:
+        return 0
     ratio = 2 * border / side
     return int(border // 2 ** (math.ceil(math.log2(math.ceil(ratio))) + (ratio == int(ratio))))
 

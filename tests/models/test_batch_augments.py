@@ -133,6 +133,27 @@ def test_padding_to_one_size():
     assert BatchFixedSizePad((64, 96))(image, None)[0] is image
 
 
+def test_what_a_sample_does_not_have_is_not_padded():
+    image, samples = batch()
+    del samples[0].gt_sem_seg, samples[0].gt_instances.masks
+    augment = BatchFixedSizePad((80, 128), pad_mask=True, pad_seg=True)
+    assert augment(image, samples)[0].shape == (1, 3, 80, 128)
+
+
+def test_semantic_maps_keep_their_facts():
+    """Such as the label that does not count."""
+    image, (sample,) = batch()
+    sample.gt_sem_seg.set_metainfo({"ignore_index": 9})
+    image, (sample,) = BatchFixedSizePad((80, 128), pad_seg=True)(image, [sample])
+    assert sample.gt_sem_seg.ignore_index == 9
+    with run(25):
+        _, (sample,) = BatchSyncRandomResize((480, 800))(image, [sample])
+    assert sample.gt_sem_seg.ignore_index == 9
+    preprocessor = DetDataPreprocessor(pad_seg=True, pad_size_divisor=64)
+    data = preprocessor({"inputs": [torch.zeros(3, *sample.gt_sem_seg.shape)], "data_samples": [sample]}, True)
+    assert data["data_samples"][0].gt_sem_seg.ignore_index == 9
+
+
 @pytest.mark.parametrize(
     ("cls", "options", "message"),
     [

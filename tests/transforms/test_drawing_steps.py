@@ -164,6 +164,18 @@ def test_a_shift_that_loses_all_objects_is_not_made():
         ({"type": "CachedMixUp", "max_cached_images": 1}, "max_cached_images: at least 2"),
         ({"type": "RandomCenterCropPad", "crop_size": (5, 5)}, "mean, std and to_rgb"),
         (
+            {
+                "type": "RandomCenterCropPad",
+                "mean": [0],
+                "std": [1],
+                "to_rgb": True,
+                "crop_size": (5, 5),
+                "border": -1,
+                "test_pad_mode": None,
+            },
+            "border: .* got -1",
+        ),
+        (
             {"type": "RandomCenterCropPad", "mean": [0], "std": [1], "to_rgb": True, "test_mode": True},
             "ratios: None was expected with test_mode=True",
         ),
@@ -179,3 +191,11 @@ def test_an_argument_that_the_inner_resize_does_not_take(name):
     sizes = {"scale": [(5, 5), (6, 6)]} if name == "RandomResize" else {"scales": [5]}
     with pytest.raises(TypeError, match="keep_ration"):
         TRANSFORMS.build({"type": name, **sizes, "keep_ration": True})
+
+
+def test_a_window_may_lie_around_any_point():
+    cfg = {"type": "RandomCenterCropPad", "crop_size": (40, 30), "border": 0, "test_pad_mode": None}
+    step = TRANSFORMS.build(cfg | {"mean": [0, 0, 0], "std": [1, 1, 1], "to_rgb": True})
+    results = squares()
+    results["img"] = results["img"].astype(np.float32)
+    assert step(results)["img"].shape[:2] in {(27, 36), (30, 40), (33, 44)}

@@ -121,3 +121,16 @@ def test_without_other_images_it_is_said_where_they_come_from():
 def test_masks_on_one_side_only_are_refused():
     with pytest.raises(ValueError, match="gt_masks: an image that is mixed in does not have it"):
         Mosaic()({**squares(masks=True), "mix_results": [squares()] * 3})
+
+
+@pytest.mark.parametrize(("step", "others"), [(Mosaic, 3), (MixUp, 1)])
+def test_segmentation_maps_are_refused(step, others):
+    results = {**squares(), "gt_seg_map": np.zeros((64, 96), dtype=np.uint8), "mix_results": [squares()] * others}
+    with pytest.raises(ValueError, match=f"{step.__name__} mixes boxes and masks, and the image has a segmentation"):
+        step()(results)
+
+
+@pytest.mark.parametrize(("step", "others"), [(Mosaic, 3), (MixUp, 1)])
+def test_an_error_behind_it_names_no_annotation_of_the_first_image(step, others):
+    results = {**squares(), "instances": [{"ann_id": 5}], "mix_results": [squares()] * others}
+    assert "instances" not in step()(results)

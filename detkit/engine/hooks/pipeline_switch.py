@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.dataset import Compose
 from mmengine.runner import IterBasedTrainLoop
 
+from detkit.datasets.mixing import step_names
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.parallel.inner_model import inner_model
 from detkit.registry import HOOKS, TRANSFORMS
@@ -73,6 +74,11 @@ class PipelineSwitchHook(_SwitchHook):
         self.switch_epoch = switch_epoch
         self.pipeline = Compose([TRANSFORMS.build(step) for step in switch_pipeline])
 
+    def before_train(self, runner: Any) -> None:
+        """What could not be switched is refused before the first epoch."""
+        _datasets_with(runner.train_dataloader.dataset, "pipeline", type(self).__name__)
+        super().before_train(runner)
+
     def is_due(self, runner: Any, epoch: int) -> bool:
         """From ``switch_epoch`` on."""
         return epoch >= self.switch_epoch
@@ -94,10 +100,10 @@ class YOLOXModeSwitchHook(_SwitchHook):
 
     Args:
         num_last_epochs: How many epochs; one more is trained so, as in MMDetection.
-        skip_type_keys: Types of the steps to skip.
+        skip_type_keys: Types of the steps to skip; a pipeline need not have all of them.
 
     Raises:
-        ValueError: A negative number; a training that counts iterations.
+        ValueError: A negative number, or a type that no step has; a training that counts iterations.
         TypeError: The dataset cannot skip steps, or the head has no ``use_l1``.
     """
 
@@ -107,6 +113,7 @@ class YOLOXModeSwitchHook(_SwitchHook):
         super().__init__()
         if num_last_epochs < 0:
             raise ValueError(f"num_last_epochs: a number of at least 0 was expected, got {num_last_epochs!r}")
+        step_names(skip_type_keys)  # refuses what is none
         self.num_last_epochs = num_last_epochs
         self.skip_type_keys = tuple(skip_type_keys)
 

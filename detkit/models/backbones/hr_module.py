@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detkit.models.backbones.residual_blocks import BasicBlock, Bottleneck
 from detkit.recompute import recomputed
 
-__all__ = ["BranchPlan", "HRModule", "blocks_of", "conv_norm", "run_blocks"]
+__all__ = ["BranchPlan", "HRModule", "blocks_of", "conv_norm_layers", "run_blocks"]
 
 Cfg = Mapping[str, Any]
 
@@ -76,7 +76,7 @@ def blocks_of(plan: BranchPlan, branch: int, inplanes: int, conv_cfg: Cfg | None
     planes, outplanes = plan.planes[branch], plan.outplanes[branch]
     blocks = nn.Sequential()
     for _ in range(plan.num_blocks[branch]):
-        shortcut = None if inplanes == outplanes else conv_norm(inplanes, outplanes, 1, 1, conv_cfg, norm_cfg)
+        shortcut = None if inplanes == outplanes else conv_norm_layers(inplanes, outplanes, 1, 1, conv_cfg, norm_cfg)
         blocks.append(plan.block(inplanes, planes, 1, 1, shortcut, "pytorch", conv_cfg, norm_cfg))
         inplanes = outplanes
     return blocks
@@ -89,7 +89,7 @@ def run_blocks(blocks: nn.Module, x: Tensor, with_cp: bool) -> Tensor:
     return x
 
 
-def conv_norm(
+def conv_norm_layers(
     in_channels: int,
     out_channels: int,
     kernel_size: int,
@@ -112,9 +112,9 @@ def _exchange(channels: Sequence[int], source: int, target: int, conv_cfg: Cfg |
     if source == target:
         return nn.Identity()
     if source > target:
-        return conv_norm(channels[source], channels[target], 1, 1, conv_cfg, norm_cfg)
+        return conv_norm_layers(channels[source], channels[target], 1, 1, conv_cfg, norm_cfg)
     steps = [
-        conv_norm(channels[source], channels[source], 3, 2, conv_cfg, norm_cfg, relu=True)
+        conv_norm_layers(channels[source], channels[source], 3, 2, conv_cfg, norm_cfg, relu=True)
         for _ in range(target - source - 1)
     ]
-    return nn.Sequential(*steps, conv_norm(channels[source], channels[target], 3, 2, conv_cfg, norm_cfg))
+    return nn.Sequential(*steps, conv_norm_layers(channels[source], channels[target], 3, 2, conv_cfg, norm_cfg))

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
-from mmengine.model import BaseModule, constant_init
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from detkit.models.backbones.hr_module import BranchPlan, HRModule, blocks_of, conv_norm, run_blocks
-from detkit.models.backbones.residual_blocks import BasicBlock, Bottleneck, ResidualBlock
+from detkit.models.backbones.hr_module import BranchPlan, HRModule, blocks_of, conv_norm_layers, run_blocks
+from detkit.models.backbones.residual_blocks import BasicBlock, Bottleneck, start_as_identities
 from detkit.models.layers.conv_style import BN
 from detkit.models.layers.freezing import hold_statistics
 from detkit.registry import MODELS, check_keys, nearest
@@ -86,12 +86,10 @@ class HRNet(BaseModule):
 
     def init_weights(self) -> None:
         """As ``init_cfg`` says; with ``zero_init_residual`` blocks start as identities unless weights were loaded."""
+        first = not self.is_init
         super().init_weights()
-        pretrained = isinstance(self.init_cfg, Mapping) and self.init_cfg.get("type") == "Pretrained"
-        if self.zero_init_residual and not pretrained:
-            for module in self.modules():
-                if isinstance(module, ResidualBlock):
-                    constant_init(module.last_norm, 0)
+        if first and self.zero_init_residual:
+            start_as_identities(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps (N, C_i, H / s_i, W / s_i), s = 4, 8, 16, 32, of images (N, C, H, W)."""
@@ -144,9 +142,9 @@ def _transition(before: Sequence[int], after: Sequence[int], conv_cfg: Cfg | Non
     for index, channels in enumerate(after):
         if index >= len(before):
             # One step is all there is: a stage adds one branch.
-            layers.append(nn.Sequential(conv_norm(before[-1], channels, 3, 2, conv_cfg, norm_cfg, relu=True)))
+            layers.append(nn.Sequential(conv_norm_layers(before[-1], channels, 3, 2, conv_cfg, norm_cfg, relu=True)))
         elif before[index] != channels:
-            layers.append(conv_norm(before[index], channels, 3, 1, conv_cfg, norm_cfg, relu=True))
+            layers.append(conv_norm_layers(before[index], channels, 3, 1, conv_cfg, norm_cfg, relu=True))
         else:
             layers.append(nn.Identity())
     return nn.ModuleList(layers)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
-from mmengine.model import BaseModule, constant_init
+from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from detkit.models.backbones.residual_blocks import POSITIONS, Plugin, ResidualBlock
+from detkit.models.backbones.residual_blocks import POSITIONS, Plugin, ResidualBlock, start_as_identities
 from detkit.models.layers import ConvNormShortcut, conv_norm
+from detkit.models.layers.freezing import freeze, hold_statistics
 from detkit.recompute import recomputed
 from detkit.registry import check_keys
 
@@ -109,12 +109,10 @@ class ResidualBackbone(BaseModule):
 
     def init_weights(self) -> None:
         """As ``init_cfg`` says; blocks start as identities unless weights were loaded."""
+        first = not self.is_init
         super().init_weights()
-        pretrained = isinstance(self.init_cfg, Mapping) and self.init_cfg.get("type") == "Pretrained"
-        if self.zero_init_residual and not pretrained:
-            for module in self.modules():
-                if isinstance(module, ResidualBlock):
-                    constant_init(module.last_norm, 0)
+        if first and self.zero_init_residual:
+            start_as_identities(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps (N, C_i, H / s_i, W / s_i) of ``out_indices``, s = 4, 8, 16, 32, of images (N, C, H, W)."""
@@ -132,10 +130,8 @@ class ResidualBackbone(BaseModule):
         """Training mode, in which frozen stages and (with ``norm_eval``) batch statistics stay as they are."""
         super().train(mode)
         self._freeze()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+        if self.norm_eval:
+            hold_statistics(self)
         return self
 
     def _add_stem(self, in_channels: int, channels: int, kernel: int, conv_cfg: Cfg | None, norm_cfg: Cfg) -> None:
@@ -152,10 +148,7 @@ class ResidualBackbone(BaseModule):
         if self.frozen_stages < 0:
             return
         stem = [self.stem] if self.deep_stem else [self.conv1, getattr(self, self.norm1_name)]
-        for module in stem + [getattr(self, name) for name in self.stage_names[: self.frozen_stages]]:
-            module.eval()
-            for parameter in module.parameters():
-                parameter.requires_grad = False
+        freeze(stem + [getattr(self, name) for name in self.stage_names[: self.frozen_stages]])
 
     def _check(
         self,

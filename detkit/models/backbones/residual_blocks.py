@@ -7,11 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
+from mmengine.model import BaseModule, constant_init
 from torch import Tensor, nn
 
 from detkit.models.layers import conv_norm
 
-__all__ = ["POSITIONS", "BasicBlock", "Bottleneck", "Plugin", "ResidualBlock", "conv3x3", "grouped_width"]
+__all__ = [
+    "POSITIONS",
+    "BasicBlock",
+    "Bottleneck",
+    "Plugin",
+    "ResidualBlock",
+    "conv3x3",
+    "grouped_width",
+    "start_as_identities",
+]
 
 Cfg = Mapping[str, Any]
 POSITIONS = ("after_conv1", "after_conv2", "after_conv3")
@@ -220,3 +230,13 @@ def conv3x3(
 def grouped_width(planes: int, groups: int, base_width: int, base_channels: int) -> int:
     """Channels of a bottleneck's inner convolutions: of each group ``base_width`` at ``base_channels`` planes."""
     return planes if groups == 1 else math.floor(planes * (base_width / base_channels)) * groups
+
+
+def start_as_identities(network: BaseModule) -> None:
+    """Set the last norm of each residual block to zero, unless ``init_cfg`` has loaded weights."""
+    cfgs = [network.init_cfg] if isinstance(network.init_cfg, Mapping) else network.init_cfg or ()
+    if any(cfg.get("type") == "Pretrained" for cfg in cfgs):
+        return
+    for module in network.modules():
+        if isinstance(module, ResidualBlock):
+            constant_init(module.last_norm, 0)

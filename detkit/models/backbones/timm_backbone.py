@@ -11,9 +11,9 @@ from typing import Any
 
 from mmengine.model import BaseModule
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from detkit.checkpoints import open_checkpoint
+from detkit.models.layers.freezing import hold_statistics
 from detkit.registry import MODELS, nearest
 
 __all__ = ["TIMMBackbone"]
@@ -100,10 +100,8 @@ class TIMMBackbone(BaseModule):
     def train(self, mode: bool = True) -> TIMMBackbone:
         """Training mode, in which (with ``norm_eval``) batch statistics stay as they are."""
         super().train(mode)
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+        if self.norm_eval:
+            hold_statistics(self)
         return self
 
 

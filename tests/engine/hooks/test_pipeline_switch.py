@@ -64,7 +64,8 @@ class Watch(Hook):
         self.seen.append((*raised, runner.model.bbox_head.use_l1, runner.model.bbox_head.epoch))
 
 
-YOLOX = {"type": "YOLOXModeSwitchHook", "num_last_epochs": 1, "skip_type_keys": ("RaiseMore",)}
+# There is no MixUp to skip, as in YOLOX-tiny's pipeline.
+YOLOX = {"type": "YOLOXModeSwitchHook", "num_last_epochs": 1, "skip_type_keys": ("RaiseMore", "MixUp")}
 SWITCH = {"type": "PipelineSwitchHook", "switch_epoch": 2, "switch_pipeline": [{"type": "RaiseInputs", "by": 300.0}]}
 STEPS = [{"type": "RaiseInputs", "by": 100.0}, {"type": "RaiseMore", "by": 100.0}]
 
@@ -181,6 +182,11 @@ def test_what_cannot_be_switched_is_refused_before_the_first_epoch(make_runner, 
         make_runner(**options).train()
 
 
+def test_a_dataset_without_a_pipeline_is_refused_before_the_first_epoch(make_runner):
+    with pytest.raises(TypeError, match="a training dataset with 'pipeline' was expected, got a ToyDataset"):
+        make_runner(custom_hooks=[SWITCH]).train()
+
+
 def test_a_model_that_wants_no_epoch_is_refused(make_runner):
     with pytest.raises(TypeError, match="a bbox_head that has epoch, was expected, got a ToyModel with a ToyHead"):
         make_runner(custom_hooks=[SetEpochInfoHook()]).train()
@@ -191,6 +197,7 @@ def test_a_model_that_wants_no_epoch_is_refused(make_runner):
     [
         ({"type": "PipelineSwitchHook", "switch_epoch": -1, "switch_pipeline": []}, "switch_epoch: .* got -1"),
         ({"type": "YOLOXModeSwitchHook", "num_last_epochs": -2}, "num_last_epochs: .* got -2"),
+        ({"type": "YOLOXModeSwitchHook", "skip_type_keys": ("MixUpp",)}, "no step 'MixUpp'; did you mean 'MixUp'"),
     ],
 )
 def test_wrong_arguments(make_runner, hook, message):

@@ -9,9 +9,11 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 from reference import projection, rule_tensor, rule_weights
+from torch import nn
 
 from detkit.config import check
-from detkit.models import RegNet, Res2Net, ResNeSt, ResNet, ResNeXt
+from detkit.models import HRNet, RegNet, Res2Net, ResNeSt, ResNet, ResNeXt
+from detkit.models.backbones.residual_blocks import ResidualBlock
 from detkit.ops.deform_conv import DeformConv2dPack, ModulatedDeformConv2dPack
 from detkit.registry import MODELS
 
@@ -345,3 +347,35 @@ def test_unknown_keys_of_a_plugin():
         ResNet(50, plugins=[{"cfg": GCB["cfg"], "position": "after_conv3", "stage": LATER}])
     with pytest.raises(KeyError, match=r"arch\.wn: unknown key"):
         RegNet({**CASES["regnet_dict"]["arch"], "wn": 2})
+
+
+def last_norms(network):
+    return [module.last_norm.weight for module in network.modules() if isinstance(module, ResidualBlock)]
+
+
+def small_resnet(**options):
+    return ResNet(18, base_channels=4, **options)
+
+
+def small_hrnet(**options):
+    branches = {
+        n: {"num_branches": n, "num_blocks": (1,) * n, "num_channels": (4, 8, 16, 32)[:n]} for n in (1, 2, 3, 4)
+    }
+    extra = {f"stage{n}": {"num_modules": 1, "block": "BASIC", **plan} for n, plan in branches.items()}
+    return HRNet(extra, zero_init_residual=True, **options)
+
+
+@pytest.mark.parametrize("make", [small_resnet, small_hrnet])
+def test_blocks_start_as_identities_but_for_weights_that_were_loaded(make, tmp_path):
+    network = make()
+    network.init_weights()
+    assert not any(weight.any() for weight in last_norms(network))
+    for weight in last_norms(network):
+        nn.init.constant_(weight, 0.5)
+    network.init_weights()  # a second time nothing is done
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "half.pth")
+    cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "half.pth")}
+    for init_cfg in (cfg, [cfg]):
+        loaded = make(init_cfg=init_cfg)
+        loaded.init_weights()
+        assert all((weight == 0.5).all() for weight in last_norms(loaded))
