@@ -34,12 +34,11 @@ class RuntimeInfoHook(mmengine_hooks.RuntimeInfoHook):
         """Note where the run starts."""
         super().before_train(runner)
         runner.events.step = runner.iter
-        self._info = runner.message_hub.runtime_info
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Note the iteration."""
         done = runner.iter
-        self._info["iter"] = done  # update_info would ask each time whether it is resumed
+        runner.message_hub.runtime_info["iter"] = done  # update_info would ask each time whether it is resumed
         runner.events.step = done + 1
 
     # The losses stay where they are.
