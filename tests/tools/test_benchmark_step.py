@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 
 def run(*arguments):
@@ -39,3 +40,19 @@ def test_wrong_arguments(arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_clock_changes_no_gradient(monkeypatch):
+    monkeypatch.syspath_prepend("tools")
+    from benchmark_step import convolution_clock
+
+    layer = torch.nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2)
+    x = torch.randn(1, 2, 8, 8, requires_grad=True)
+    leaves = (x, *layer.parameters())
+    expected = torch.autograd.grad(layer(x).square().sum(), leaves)
+    with convolution_clock() as taken:
+        found = torch.autograd.grad(layer(x).square().sum(), leaves)
+    torch.testing.assert_close(found, expected)
+    assert len(taken) == 2
+    layer(x)
+    assert len(taken) == 2
