@@ -107,15 +107,15 @@ class FreeAnchorRetinaHead(RetinaHead):
         probs = flatten_levels(cls_scores, self.cls_out_channels).sigmoid()  # (N, A, C)
         deltas = flatten_levels(bbox_preds, self.encode_size)  # (N, A, 4)
         truth = GroundTruth.from_samples(batch_data_samples)
-        num_objects = reduce_mean(truth.valid.sum())
+        num_objects = truth.valid.sum()
         positive = torch.where(truth.valid, self._positive_bags(probs, deltas, anchors, truth), 0.0).sum()
         with torch.no_grad():
             near = self._near_objects(self.bbox_coder.decode(anchors.expand_as(deltas), deltas), truth)
         negative = (probs * (1 - near)).clamp(EPS, 1 - EPS)
         negative_loss = (1 - self.alpha) * negative**self.gamma * -_log(1 - negative)
         return {
-            "positive_bag_loss": positive / num_objects.clamp(min=1),
-            "negative_bag_loss": negative_loss.sum() / (num_objects * self.pre_anchor_topk).clamp(min=1),
+            "positive_bag_loss": positive / reduce_mean(num_objects, least=1),
+            "negative_bag_loss": negative_loss.sum() / reduce_mean(num_objects * self.pre_anchor_topk, least=1),
         }
 
     def _positive_bags(self, probs: Tensor, deltas: Tensor, anchors: Tensor, truth: GroundTruth) -> Tensor:

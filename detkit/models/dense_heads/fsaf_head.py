@@ -138,8 +138,10 @@ class FSAFHead(RetinaHead):
         kept = positive & (best.gather(1, gt_inds) == level_of)
         dropped = (positive & ~kept).unsqueeze(-1) & (labels.unsqueeze(-1) == self._classes(logits))
         num_positive = kept.sum()
-        num_negative = sampled.negative.sum(dim=1).clamp(min=1).sum()
-        avg_factor = reduce_mean(torch.where(num_positive > 0, num_positive, num_negative))
+        # Negatives count where no process has a positive; there are far more of them.
+        of_all = reduce_mean(num_positive)
+        num_negative = reduce_mean(sampled.negative.sum(dim=1).clamp(min=1).sum())
+        avg_factor = torch.where(of_all > 0, of_all, num_negative)
         return {
             "loss_cls": torch.where(dropped, 0.0, of_class).sum() / avg_factor,
             "loss_bbox": torch.where(kept, of_box, 0.0).sum() / avg_factor,

@@ -228,10 +228,9 @@ class VFNetHead(BaseModule):
             iou_quality(part, targets.bboxes).clamp(min=LEAST_IOU) * targets.positive for part in (boxes, better)
         )
         num_positive = targets.positive.sum()
-        if self.sync_num_pos:
-            num_positive = reduce_mean(num_positive)
+        num_positive = reduce_mean(num_positive, least=1) if self.sync_num_pos else num_positive.clamp(min=1)
         return {
-            "loss_cls": self._classification_loss(logits, targets, better_iou, num_positive.clamp(min=1)),
+            "loss_cls": self._classification_loss(logits, targets, better_iou, num_positive),
             "loss_bbox": quality_box_loss(self.loss_bbox, boxes, targets.bboxes, iou),
             "loss_bbox_rf": quality_box_loss(self.loss_bbox_refine, better, targets.bboxes, better_iou),
         }
