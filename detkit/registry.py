@@ -99,6 +99,17 @@ def building(path: str, cfg: Mapping[str, Any]) -> Iterator[None]:
         _frames.reset(token)
 
 
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Put the place in the config before a constructor's complaint that does not name it; its type stays."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if path and len(error.args) == 1 and path not in str(error):
+            error.args = (f"{path}: {error}",)
+        raise
+
+
 def check_keys(given: Mapping[str, Any] | None, allowed: Collection[str], name: str) -> None:
     """Refuse keys that nothing reads in a plain dict argument such as ``train_cfg``.
 
@@ -195,7 +206,7 @@ def _build(
             raise unknown_type(kind, scoped, path)
         if not callable(cls):
             raise TypeError(f"{path}.type: a registered name or a class was expected, got {kind!r}".lstrip("."))
-        with building(path, cfg):
+        with building(path, cfg), _naming(path):
             return construct(cls, arguments, path)
 
 

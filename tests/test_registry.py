@@ -35,6 +35,8 @@ from detkit.registry import (
 class Loss(nn.Module):
     def __init__(self, gamma: float = 2.0, *, weight: float = 1.0) -> None:
         super().__init__()
+        if gamma < 0:
+            raise ValueError(f"gamma must not be negative, got {gamma}")
         self.gamma, self.weight = gamma, weight
 
 
@@ -221,6 +223,15 @@ def test_a_failed_build_leaves_no_path():
     with pytest.raises(TypeError):
         MODELS.build(detector(gama=1))
     assert where() == ""
+
+
+def test_a_complaint_of_a_constructor_gets_its_place_once():
+    cfg = detector(gamma=-1)
+    expected = r"^model\.head\.loss_cls: gamma must not be negative, got -1$"
+    with building("", {"model": cfg}), pytest.raises(ValueError, match=expected):
+        MODELS.build(cfg)
+    with pytest.raises(ValueError, match=r"^gamma must not be negative"):
+        MODELS.build({"type": "TestedLoss", "gamma": -1})
 
 
 def test_check_keys_names_the_place():

@@ -251,7 +251,7 @@ def test_variables(tmp_path):
 def test_dataloader_keys_are_the_engines():
     loader = RUN.keys["train_dataloader"]
     assert isinstance(loader, Fields)
-    assert set(loader.keys) == set(engine.dataloader.DATALOADER_KEYS)
+    assert set(loader.keys) == set(engine.data.dataloader.DATALOADER_KEYS)
     own = {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "total_batch_size"}
     assert set(loader.keys) - own <= set(inspect.signature(DataLoader).parameters)
 
