@@ -23,8 +23,9 @@ from detkit.models.dense_heads.targets.part_checks import (
     check_label_loss,
     check_score_loss,
     dense_sampler,
+    takes_logits,
 )
-from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, point_targets, takes_logits
+from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, point_targets
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth

@@ -16,8 +16,14 @@ from detkit.models.dense_heads.layers.towers import conv_tower
 from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
 from detkit.models.dense_heads.prediction.log_size import exp_size
 from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
-from detkit.models.dense_heads.targets.part_checks import check_assigner, check_label_loss, check_loss, dense_sampler
-from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, point_targets, takes_logits
+from detkit.models.dense_heads.targets.part_checks import (
+    check_assigner,
+    check_label_loss,
+    check_loss,
+    dense_sampler,
+    takes_logits,
+)
+from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, point_targets
 from detkit.ops import DeformConv2d
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample

@@ -21,12 +21,12 @@ from detkit.models.dense_heads.targets.part_checks import (
     check_coder,
     check_loss,
     dense_sampler,
+    takes_logits,
 )
 from detkit.models.dense_heads.targets.point_targets import (
     POINT_KINDS,
     PointTargets,
     point_targets,
-    takes_logits,
 )
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample

@@ -15,7 +15,7 @@ from detkit.models.dense_heads.targets.anchor_targets import (
     anchor_targets,
     valid_anchors,
 )
-from detkit.models.dense_heads.targets.part_checks import check_assigner, dense_sampler
+from detkit.models.dense_heads.targets.part_checks import check_assigner, dense_sampler, takes_logits
 from detkit.registry import TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -87,11 +87,10 @@ class AnchorTrainCfg:
             logits: (N, A, C).
             activate: Makes probabilities of logits.
         """
-        takes_logits = getattr(self.assigner, "takes_logits", False)
         makers: dict[str, Callable[[], Any]] = {
             "num_level_priors": lambda: [len(level) for level in levels],
             "bboxes": lambda: decode().detach(),
-            "scores": lambda: logits.detach() if takes_logits else activate(logits.detach()),
+            "scores": lambda: logits.detach() if takes_logits(self.assigner) else activate(logits.detach()),
         }
         with torch.no_grad():
             return {name: makers[name]() for name in self.needed}

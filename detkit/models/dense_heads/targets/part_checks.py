@@ -1,7 +1,8 @@
 """Whether the parts that a config names fit a dense head: said when it is built, with the reason.
 
 detkit's parts say by a class attribute what they are for: coders and assigners by ``prior_kind``, losses by ``learns``,
-samplers by ``only_for``. A part of one's own that says nothing is taken at its word.
+samplers by ``only_for``. An assigner with ``takes_logits`` wants logits for scores. A part of one's own that says
+nothing is taken at its word.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = [
     "check_loss",
     "check_score_loss",
     "dense_sampler",
+    "takes_logits",
 ]
 
 
@@ -48,6 +50,11 @@ def check_assigner(
             f"{', '.join(offered)}"
         )
     return needed
+
+
+def takes_logits(assigner: Any) -> bool:
+    """Whether the ``scores`` that an assigner asks for are logits instead of probabilities."""
+    return bool(getattr(assigner, "takes_logits", False))
 
 
 def check_coder(coder: Any, kind: str, head: str) -> None:

@@ -17,7 +17,6 @@ __all__ = [
     "boxes_around_origin",
     "point_targets",
     "priors_of_kind",
-    "takes_logits",
 ]
 
 # What an assigner may say by ``prior_kind`` that a point is to it.
@@ -40,11 +39,6 @@ class PointTargets(NamedTuple):
     bboxes: Tensor
     positive: Tensor
     overlaps: Tensor
-
-
-def takes_logits(assigner: Any) -> bool:
-    """Whether the ``scores`` that an assigner asks for are logits instead of probabilities."""
-    return bool(getattr(assigner, "takes_logits", False))
 
 
 def priors_of_kind(points: Tensor, kind: str, box_scale: float) -> Tensor:
