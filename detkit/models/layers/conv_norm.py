@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 import torch.fx
+from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
 from torch import Tensor, nn
 
 __all__ = ["ConvNormShortcut", "conv_norm"]
 
-FOLDABLE_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+# ``SyncBN`` of a config is a subclass that adds nothing.
+FOLDABLE_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm)
 FOLDABLE_DTYPES = (torch.float32, torch.float64)
 
 

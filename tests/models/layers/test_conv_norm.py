@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from mmcv.cnn import build_norm_layer
 from torch import nn
 from torch.testing import assert_close
 
@@ -43,6 +44,15 @@ def test_value_and_gradients_are_those_of_both_layers(bias, monkeypatch):
     assert not calls
     assert_close(found, expected)
     assert_close(torch.autograd.grad((found * weights).sum(), leaves), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_norms_of_several_processes_are_folded_too(monkeypatch):
+    conv, norm = layers(norm=lambda channels: build_norm_layer({"type": "SyncBN"}, channels)[1])
+    x = torch.randn(2, 4, 11, 7)
+    expected = norm(conv(x))
+    calls = calls_of(norm, monkeypatch)
+    assert_close(conv_norm(conv, norm, x), expected)
+    assert not calls
 
 
 def training(conv, norm):
