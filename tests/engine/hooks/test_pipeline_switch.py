@@ -184,7 +184,7 @@ def test_what_cannot_be_switched_is_refused_before_the_first_epoch(make_runner, 
 
 def test_a_dataset_without_a_pipeline_is_refused_before_the_first_epoch(make_runner):
     with pytest.raises(TypeError, match="a training dataset with 'pipeline' was expected, got a ToyDataset"):
-        make_runner(custom_hooks=[SWITCH]).train()
+        make_runner(custom_hooks=[SWITCH | {"switch_epoch": 99}]).train()
 
 
 def test_a_model_that_wants_no_epoch_is_refused(make_runner):
