@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.model import BaseModule
@@ -40,6 +40,8 @@ class HRNet(BaseModule):
         multiscale_output: Return the map of each branch; else only the finest.
         init_cfg: Initialisation; None is Kaiming for convolutions and one for norms.
     """
+
+    extra_keys: ClassVar = dict.fromkeys(STAGES, STAGE_KEYS)
 
     def __init__(
         self,

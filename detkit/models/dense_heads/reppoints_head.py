@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.model import BaseModule
@@ -64,8 +64,12 @@ class RepPointsHead(BaseModule):
         ValueError: A number of points that makes no kernel, an unknown transform, or an assigner that does not fit.
     """
 
-    train_cfg_keys = ("init", "refine", "sampler")
     stage_cfg_keys = ("assigner", "allowed_border", "pos_weight", "debug")
+    train_cfg_keys: ClassVar = {
+        "init": dict.fromkeys(stage_cfg_keys),
+        "refine": dict.fromkeys(stage_cfg_keys),
+        "sampler": None,
+    }
     test_cfg_keys = TEST_CFG_KEYS
 
     def __init__(

@@ -34,6 +34,8 @@ class CSPPathAggregation(BaseModule):
         init_cfg: Initialisation.
     """
 
+    upsample_cfg_keys = UPSAMPLE_KEYS
+
     def __init__(
         self,
         in_channels: Sequence[int],
