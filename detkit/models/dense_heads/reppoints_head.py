@@ -65,11 +65,7 @@ class RepPointsHead(BaseModule):
     """
 
     stage_cfg_keys = ("assigner", "allowed_border", "pos_weight", "debug")
-    train_cfg_keys: ClassVar = {
-        "init": dict.fromkeys(stage_cfg_keys),
-        "refine": dict.fromkeys(stage_cfg_keys),
-        "sampler": None,
-    }
+    train_cfg_keys: ClassVar = {"init": stage_cfg_keys, "refine": stage_cfg_keys, "sampler": None}
     test_cfg_keys = TEST_CFG_KEYS
 
     def __init__(
