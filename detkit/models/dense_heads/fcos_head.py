@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,9 @@ from detkit.models.dense_heads.targets.part_checks import (
     check_label_loss,
     check_score_loss,
     dense_sampler,
-    takes_logits,
 )
 from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, point_targets
+from detkit.models.dense_heads.targets.prior_targets import assigner_inputs
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -168,11 +168,14 @@ class FCOSHead(BaseModule):
         points = torch.cat(levels)  # (A, 4)
         logits = flatten_levels(cls_scores, self.num_classes)  # (N, A, C)
         distances = flatten_levels(bbox_preds, 4)  # (N, A, 4)
-        offered: dict[str, Callable[[], Any]] = {
-            "num_level_priors": lambda: [len(level) for level in levels],
-            "bboxes": lambda: self.bbox_coder.decode(points[:, :2].expand(*distances.shape[:2], 2), distances.detach()),
-            "scores": lambda: logits.detach() if takes_logits(self.assigner) else logits.detach().sigmoid(),
-        }
+        inputs = assigner_inputs(
+            self.assigner,
+            self.assigner_inputs,
+            levels,
+            lambda: self.bbox_coder.decode(points[:, :2].expand(*distances.shape[:2], 2), distances),
+            lambda: logits,
+            lambda: logits.sigmoid(),
+        )
         targets = point_targets(
             points,
             GroundTruth.from_samples(batch_data_samples),
@@ -180,7 +183,7 @@ class FCOSHead(BaseModule):
             self.sampler,
             self.num_classes,
             self.box_scale,
-            {name: offered[name]() for name in self.assigner_inputs},
+            inputs,
             pos_weight=self.pos_weight,
         )
         return fcos_losses(

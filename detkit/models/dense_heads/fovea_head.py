@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,9 +21,9 @@ from detkit.models.dense_heads.targets.part_checks import (
     check_label_loss,
     check_loss,
     dense_sampler,
-    takes_logits,
 )
 from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, point_targets
+from detkit.models.dense_heads.targets.prior_targets import assigner_inputs
 from detkit.ops import DeformConv2d
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
@@ -183,12 +183,15 @@ class FoveaHead(BaseModule):
         points = torch.cat(levels)  # (A, 5)
         logits = flatten_levels(cls_scores, self.num_classes)  # (N, A, C)
         encoded = flatten_levels(bbox_preds, 4)  # (N, A, 4)
-        offered: dict[str, Callable[[], Any]] = {
-            "num_level_priors": lambda: [len(level) for level in levels],
-            "featmap_sizes": lambda: sizes,
-            "bboxes": lambda: _decode(points.expand(*encoded.shape[:2], 5), encoded.detach()),
-            "scores": lambda: logits.detach() if takes_logits(self.assigner) else logits.detach().sigmoid(),
-        }
+        inputs = assigner_inputs(
+            self.assigner,
+            self.assigner_inputs,
+            levels,
+            lambda: _decode(points.expand(*encoded.shape[:2], 5), encoded),
+            lambda: logits,
+            lambda: logits.sigmoid(),
+            sizes,
+        )
         targets = point_targets(
             points[:, :4],
             GroundTruth.from_samples(batch_data_samples),
@@ -196,7 +199,7 @@ class FoveaHead(BaseModule):
             self.sampler,
             self.num_classes,
             self.box_scale,
-            {name: offered[name]() for name in self.assigner_inputs},
+            inputs,
         )
         distances = bbox2distance(points[:, :2].expand(*encoded.shape[:2], 2), targets.bboxes) / points[:, 4:]
         wanted = distances.clamp(LEAST_DISTANCE, GREATEST_DISTANCE).log()

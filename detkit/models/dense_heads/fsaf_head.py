@@ -13,10 +13,11 @@ from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_
 from detkit.models.dense_heads.retina_head import RetinaHead
 from detkit.models.dense_heads.targets.anchor_targets import valid_anchors
 from detkit.models.dense_heads.targets.part_checks import check_label_loss
+from detkit.models.dense_heads.targets.prior_targets import prior_targets
 from detkit.registry import MODELS
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
-from detkit.task_modules import BatchAssignResult, assign_batch, sample_batch
+from detkit.task_modules import BatchAssignResult
 
 __all__ = ["FSAFHead"]
 
@@ -115,20 +116,17 @@ class FSAFHead(RetinaHead):
         inputs = cfg.inputs(
             levels, lambda: self.bbox_coder.decode(anchors.expand_as(encoded), encoded), logits, self._activate
         )
-        assigned = assign_batch(cfg.assigner, anchors, truth, valid, **inputs)
-        sampled = sample_batch(cfg.sampler, assigned, anchors, truth)
-
-        positive = sampled.positive
-        boxes, own_labels = truth.matched(assigned.gt_inds, anchors)
-        labels = torch.where(positive, own_labels, self.num_classes)
-        weight = positive * (cfg.pos_weight if cfg.pos_weight > 0 else 1.0) + sampled.negative * 1.0
-        cls_weight = weight.unsqueeze(-1) * ~self._shadowed(assigned, truth, logits)
+        found = prior_targets(
+            anchors, anchors, truth, valid, cfg.assigner, cfg.sampler, self.num_classes, cfg.pos_weight, inputs
+        )
+        positive, labels = found.positive, found.labels
+        cls_weight = found.label_weights.unsqueeze(-1) * ~self._shadowed(found.assigned, truth, logits)
         of_class = self.loss_cls(
             logits.flatten(0, 1), labels.flatten(), cls_weight.flatten(0, 1), reduction_override="none"
         ).view_as(logits)
-        of_box = self._box_losses(encoded, anchors, boxes, positive)
+        of_box = self._box_losses(encoded, anchors, found.bboxes, positive)
 
-        gt_inds = torch.where(positive, assigned.gt_inds, 0)
+        gt_inds = torch.where(positive, found.assigned.gt_inds, 0)
         level_of = torch.cat([torch.full((len(level),), i, device=anchors.device) for i, level in enumerate(levels)])
         with torch.no_grad():
             best = self._best_levels(
@@ -140,7 +138,7 @@ class FSAFHead(RetinaHead):
         num_positive = kept.sum()
         # Negatives count where no process has a positive; there are far more of them.
         of_all = reduce_mean(num_positive)
-        num_negative = reduce_mean(sampled.negative.sum(dim=1).clamp(min=1).sum())
+        num_negative = reduce_mean(found.negative.sum(dim=1).clamp(min=1).sum())
         avg_factor = torch.where(of_all > 0, of_all, num_negative)
         return {
             "loss_cls": torch.where(dropped, 0.0, of_class).sum() / avg_factor,

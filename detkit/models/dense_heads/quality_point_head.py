@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,13 +21,13 @@ from detkit.models.dense_heads.targets.part_checks import (
     check_coder,
     check_loss,
     dense_sampler,
-    takes_logits,
 )
 from detkit.models.dense_heads.targets.point_targets import (
     POINT_KINDS,
     PointTargets,
     point_targets,
 )
+from detkit.models.dense_heads.targets.prior_targets import assigner_inputs
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -106,12 +106,14 @@ class QualityPointHead(BaseModule):
         points = torch.cat(levels)  # (A, 4)
         logits = flatten_levels(cls_scores, self.num_classes)  # (N, A, C)
         distances = flatten_levels(bbox_preds, 4)  # (N, A, 4)
-        held = logits.detach()
-        offered: dict[str, Callable[[], Any]] = {
-            "num_level_priors": lambda: [len(level) for level in levels],
-            "bboxes": lambda: self._boxes(points, distances.detach()),
-            "scores": lambda: held if takes_logits(self.assigner) else held.sigmoid(),
-        }
+        inputs = assigner_inputs(
+            self.assigner,
+            self.assigner_inputs,
+            levels,
+            lambda: self._boxes(points, distances),
+            lambda: logits,
+            lambda: logits.sigmoid(),
+        )
         targets = point_targets(
             points,
             GroundTruth.from_samples(batch_data_samples),
@@ -119,7 +121,7 @@ class QualityPointHead(BaseModule):
             self.sampler,
             self.num_classes,
             self.box_scale,
-            {name: offered[name]() for name in self.assigner_inputs},
+            inputs,
             valid_anchors(points, self.prior_generator, sizes, [sample.metainfo for sample in batch_data_samples], -1),
             self.pos_weight,
         )

@@ -17,15 +17,15 @@ from detkit.models.dense_heads.losses.box_quality import weighted_box_loss
 from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
 from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.models.dense_heads.prediction.representative_points import TRANSFORMS, box_of_points, grid_of_boxes
-from detkit.models.dense_heads.targets.anchor_targets import anchor_targets, valid_anchors
+from detkit.models.dense_heads.targets.anchor_targets import valid_anchors
 from detkit.models.dense_heads.targets.part_checks import check_assigner, check_box_loss, check_loss, dense_sampler
 from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, priors_of_kind
+from detkit.models.dense_heads.targets.prior_targets import prior_targets
 from detkit.ops import DeformConv2d
 from detkit.registry import MODELS, TASK_UTILS, check_keys, nearest
 from detkit.structures import DetDataSample
 from detkit.structures.boxes.clip import stack_corners
 from detkit.structures.ground_truth import GroundTruth
-from detkit.task_modules import assign_batch, sample_batch
 
 __all__ = ["RepPointsHead"]
 
@@ -218,19 +218,23 @@ class RepPointsHead(BaseModule):
         truth = GroundTruth.from_samples(batch_data_samples)
         metas = [sample.metainfo for sample in batch_data_samples]
         valid = valid_anchors(points, self.prior_generator, sizes, metas, -1)
-        around = priors_of_kind(points, "boxes", self.point_base_scale)
-        priors = priors_of_kind(points, getattr(self.init_assigner, "prior_kind", "boxes"), self.point_base_scale)
-        inputs = {name: offered[name] for name in self.init_inputs}
-        assigned = assign_batch(self.init_assigner, priors, truth, valid, **inputs)
-        of_first = sample_batch(self.sampler, assigned, around, truth)
-        first_boxes, _ = truth.matched(assigned.gt_inds, around)
-        of_second = anchor_targets(
+        of_first = prior_targets(
+            priors_of_kind(points, getattr(self.init_assigner, "prior_kind", "boxes"), self.point_base_scale),
+            priors_of_kind(points, "boxes", self.point_base_scale),
+            truth,
+            valid,
+            self.init_assigner,
+            self.sampler,
+            self.num_classes,
+            inputs={name: offered[name] for name in self.init_inputs},
+        )
+        of_second = prior_targets(
+            first.detach(),
             first.detach(),
             truth,
             valid,
             self.refine_assigner,
             self.sampler,
-            None,
             self.num_classes,
             self.pos_weight,
             {name: offered[name] for name in self.refine_inputs},
@@ -245,10 +249,10 @@ class RepPointsHead(BaseModule):
                 avg_factor=avg_second,
             ),
             "loss_pts_init": weighted_box_loss(
-                self.loss_bbox_init, first / unit, first_boxes / unit, of_first.positive.float(), avg_first
+                self.loss_bbox_init, first / unit, of_first.bboxes / unit, of_first.positive.float(), avg_first
             ),
             "loss_pts_refine": weighted_box_loss(
-                self.loss_bbox_refine, second / unit, of_second.bbox_targets / unit, of_second.bbox_weights, avg_second
+                self.loss_bbox_refine, second / unit, of_second.bboxes / unit, of_second.positive.float(), avg_second
             ),
         }
 

@@ -153,11 +153,10 @@ class RPNHead(BaseModule):
             self.test_cfg,
             logits=True,
         )
-        # The level of a box, which takes the place of its class in the suppression, is the fifth column.
-        boxes, level = candidates.boxes.split((4, 1), dim=-1)
-        found = detections(
-            replace(candidates, boxes=boxes, labels=level.squeeze(-1).long()), metas, self.test_cfg, rescale
-        )
+        # The level of a box takes the place of its class in the suppression.
+        assert candidates.extra is not None
+        candidates = replace(candidates, labels=candidates.extra.squeeze(-1).long())
+        found = detections(candidates, metas, self.test_cfg, rescale)
         for proposals in found:
             proposals.labels = torch.zeros_like(proposals.labels)
         return found

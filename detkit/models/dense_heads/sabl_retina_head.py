@@ -22,10 +22,11 @@ from detkit.models.dense_heads.targets.part_checks import (
     check_score_loss,
     dense_sampler,
 )
+from detkit.models.dense_heads.targets.prior_targets import prior_targets
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
-from detkit.task_modules import anchor_inside_flags, assign_batch, sample_batch
+from detkit.task_modules import anchor_inside_flags
 
 __all__ = ["SABLRetinaHead"]
 
@@ -160,27 +161,26 @@ class SABLRetinaHead(BaseModule):
         offered = {"approxs": approxs, "num_level_priors": [len(level) for level in levels]}
         truth = GroundTruth.from_samples(batch_data_samples)
         metas = [sample.metainfo for sample in batch_data_samples]
-        assigned = assign_batch(
-            self.assigner,
+        found = prior_targets(
+            squares,
             squares,
             truth,
             self._taking_part(approxs, sizes, metas),
-            **{name: offered[name] for name in self.assigner_inputs},
+            self.assigner,
+            self.sampler,
+            self.num_classes,
+            self.pos_weight,
+            {name: offered[name] for name in self.assigner_inputs},
         )
-        sampled = sample_batch(self.sampler, assigned, squares, truth)
-        positive = sampled.positive
-        boxes, own_labels = truth.matched(assigned.gt_inds, squares)
-        targets = self.bbox_coder.encode(squares.expand_as(boxes), boxes)
-        labels = torch.where(positive, own_labels, self.num_classes)
-        label_weights = positive * (self.pos_weight if self.pos_weight > 0 else 1.0) + sampled.negative * 1.0
-        avg_factor = reduce_mean(sampled.avg_factor)
+        targets = self.bbox_coder.encode(squares.expand_as(found.bboxes), found.bboxes)
+        avg_factor = reduce_mean(found.avg_factor)
 
         logits = flatten_levels(cls_scores, self.cls_out_channels)
         buckets, offsets = (flatten_levels([pair[i] for pair in bbox_preds], self.num_buckets) for i in (0, 1))
-        learnt = positive.unsqueeze(-1)
+        learnt = found.positive.unsqueeze(-1)
         return {
             "loss_cls": self.loss_cls(
-                logits.flatten(0, 1), labels.flatten(), label_weights.flatten(), avg_factor=avg_factor
+                logits.flatten(0, 1), found.labels.flatten(), found.label_weights.flatten(), avg_factor=avg_factor
             ),
             "loss_bbox_cls": self.loss_bbox_cls(
                 buckets.flatten(0, 1),
@@ -232,9 +232,9 @@ class SABLRetinaHead(BaseModule):
             decode,
             self.test_cfg,
         )
-        # How sure the buckets are, known only of decoded boxes, is the fifth column.
-        boxes, confidence = candidates.boxes.split((4, 1), dim=-1)
-        candidates = replace(candidates, boxes=boxes, scores=candidates.scores * confidence.squeeze(-1))
+        # How sure the buckets are is known only of decoded boxes.
+        assert candidates.extra is not None
+        candidates = replace(candidates, scores=candidates.scores * candidates.extra.squeeze(-1))
         return detections(candidates, metas, self.test_cfg, rescale)
 
     def _activate(self, logits: Tensor) -> Tensor:

@@ -141,10 +141,11 @@ class YOLOFHead(BaseModule):
             {name: offered[name] for name in self.assigner_inputs},
         )
         predicted, wanted, weights = boxes, targets.bbox_targets, targets.bbox_weights
-        if targets.extra is not None and "pos_predicted_boxes" in targets.extra:
+        extra = None if targets.assigned is None else targets.assigned.extra
+        if extra is not None and "pos_predicted_boxes" in extra:
             # An anchor has one label, but as many boxes to learn as objects have chosen it.
             names = ("pos_predicted_boxes", "target_boxes", "pos_idx")
-            predicted, wanted, weights = (targets.extra[name] for name in names)
+            predicted, wanted, weights = (extra[name] for name in names)
         avg_factor = reduce_mean(targets.avg_factor)
         return {
             "loss_cls": self.loss_cls(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,9 @@ from detkit.models.dense_heads.targets.part_checks import (
     check_loss,
     check_score_loss,
     dense_sampler,
-    takes_logits,
 )
 from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, point_targets
+from detkit.models.dense_heads.targets.prior_targets import assigner_inputs
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -164,12 +164,14 @@ class YOLOXHead(BaseModule):
         """
         logits, encoded, objectness, levels = self._flat_outputs(x)
         points = torch.cat(levels)  # (A, 4)
-        held = logits.detach(), objectness.detach().unsqueeze(-1)
-        offered: dict[str, Callable[[], Any]] = {
-            "num_level_priors": lambda: [len(level) for level in levels],
-            "bboxes": lambda: decode_boxes(points, encoded.detach()),
-            "scores": lambda: (geometric_mean_logit if takes_logits(self.assigner) else geometric_mean)(*held),
-        }
+        inputs = assigner_inputs(
+            self.assigner,
+            self.assigner_inputs,
+            levels,
+            lambda: decode_boxes(points, encoded),
+            lambda: geometric_mean_logit(logits, objectness.unsqueeze(-1)),
+            lambda: geometric_mean(logits, objectness.unsqueeze(-1)),
+        )
         targets = point_targets(
             # Boxes are relative to the cell's corner, but its centre decides whose it is.
             torch.cat([points[:, :2] + points[:, 2:] * 0.5, points[:, 2:]], dim=1),
@@ -178,7 +180,7 @@ class YOLOXHead(BaseModule):
             self.sampler,
             self.num_classes,
             self.box_scale,
-            {name: offered[name]() for name in self.assigner_inputs},
+            inputs,
         )
         loss_l1 = self.loss_l1 if self.use_l1 else None
         return yolox_losses(

@@ -77,12 +77,14 @@ class Candidates:
         labels: (N, K).
         boxes: (N, K, 4).
         kept: (N, K) bool, class score above the threshold.
+        extra: (N, K, E), what ``decode`` gave of each box besides, E >= 0; None where nothing was decoded.
     """
 
     scores: Tensor
     labels: Tensor
     boxes: Tensor
     kept: Tensor
+    extra: Tensor | None = None
 
 
 def select_candidates(
@@ -103,7 +105,8 @@ def select_candidates(
         scores: Per level (N, A_l, C) in [0, 1].
         predictions: Per level (N, A_l, E) encoded boxes.
         priors: Per level (A_l, P).
-        decode: ``(priors (N, K, P), predictions (N, K, E)) -> boxes (N, K, 4)``.
+        decode: ``(priors (N, K, P), predictions (N, K, E)) -> (N, K, 4 + E)``, boxes
+            and what else follows from decoding.
         cfg: Thresholds.
         score_factors: Per level (N, A_l) in [0, 1], how well the box of each prior fits: centerness, IoU.
         logits: ``scores`` and ``score_factors`` are given before their sigmoid, which then is computed of few.
@@ -125,7 +128,8 @@ def select_candidates(
     kept = value > cfg.score_thr
     for chosen_factor in of_factors:
         value = value * (chosen_factor.sigmoid() if logits else chosen_factor)
-    return Candidates(value, labels, decode(of_priors, of_predictions), kept)
+    decoded = decode(of_priors, of_predictions)
+    return Candidates(value, labels, decoded[..., :4], kept, decoded[..., 4:])
 
 
 def _best(scores: Tensor, cfg: DenseTestCfg, logits: bool) -> tuple[Tensor, Tensor]:

@@ -8,14 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from detkit.models.dense_heads.targets.prior_targets import prior_targets
 from detkit.structures.ground_truth import GroundTruth
-from detkit.task_modules import (
-    BatchAssignResult,
-    GridAnchors,
-    anchor_inside_flags,
-    assign_batch,
-    sample_batch,
-)
+from detkit.task_modules import BatchAssignResult, GridAnchors, anchor_inside_flags
 
 __all__ = ["AnchorTargets", "BoxCoder", "anchor_targets", "valid_anchors"]
 
@@ -39,7 +34,6 @@ class AnchorTargets(NamedTuple):
         bbox_targets: (N, A, 4) encoded, or boxes where losses are on boxes; 0 where there is no object.
         bbox_weights: (N, A), 1 at positives.
         avg_factor: () what the losses are divided by.
-        extra: What a particular assigner hands on besides; see ``BatchAssignResult``.
         assigned: What they come from: which object is whose, and how well it fits.
     """
 
@@ -48,7 +42,6 @@ class AnchorTargets(NamedTuple):
     bbox_targets: Tensor
     bbox_weights: Tensor
     avg_factor: Tensor
-    extra: Mapping[str, Tensor] | None = None
     assigned: BatchAssignResult | None = None
 
 
@@ -108,23 +101,17 @@ def anchor_targets(
     Raises:
         ValueError: The sampler adds objects to the anchors.
     """
-    assigned = assign_batch(assigner, anchors, ground_truth, valid, **(assigner_inputs or {}))
-    sampled = sample_batch(sampler, assigned, anchors, ground_truth)
-    if sampled.is_gt is not None:
-        raise ValueError(
-            f"train_cfg.sampler: {type(sampler).__name__} adds objects as proposals, and an anchor head predicts "
-            "nothing for them; set add_gt_as_proposals=False"
-        )
-    boxes, labels = ground_truth.matched(assigned.gt_inds, anchors)
-    positive = sampled.positive
+    found = prior_targets(
+        anchors, anchors, ground_truth, valid, assigner, sampler, num_classes, pos_weight, assigner_inputs
+    )
     # Anchors without object are their own target, so that their (unused) encoding is finite.
+    boxes = found.bboxes
     targets = boxes if coder is None else coder.encode(anchors.expand_as(boxes), boxes)
     return AnchorTargets(
-        labels=torch.where(positive, labels, num_classes),
-        label_weights=positive * (pos_weight if pos_weight > 0 else 1.0) + sampled.negative * 1.0,
-        bbox_targets=torch.where(positive.unsqueeze(-1), targets, 0.0),
-        bbox_weights=positive.float(),
-        avg_factor=sampled.avg_factor,
-        extra=assigned.extra,
-        assigned=assigned,
+        labels=found.labels,
+        label_weights=found.label_weights,
+        bbox_targets=torch.where(found.positive.unsqueeze(-1), targets, 0.0),
+        bbox_weights=found.positive.float(),
+        avg_factor=found.avg_factor,
+        assigned=found.assigned,
     )

@@ -15,7 +15,8 @@ from detkit.models.dense_heads.targets.anchor_targets import (
     anchor_targets,
     valid_anchors,
 )
-from detkit.models.dense_heads.targets.part_checks import check_assigner, dense_sampler, takes_logits
+from detkit.models.dense_heads.targets.part_checks import check_assigner, dense_sampler
+from detkit.models.dense_heads.targets.prior_targets import assigner_inputs
 from detkit.registry import TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -79,21 +80,15 @@ class AnchorTrainCfg:
     ) -> dict[str, Any]:
         """What the assigner asks for; what it does not is not computed.
 
-        An assigner that has ``takes_logits`` is given logits for scores, any other probabilities.
-
         Args:
             levels: Anchors (A_l, 4) of each level.
             decode: Makes the predicted boxes (N, A, 4).
             logits: (N, A, C).
             activate: Makes probabilities of logits.
         """
-        makers: dict[str, Callable[[], Any]] = {
-            "num_level_priors": lambda: [len(level) for level in levels],
-            "bboxes": lambda: decode().detach(),
-            "scores": lambda: logits.detach() if takes_logits(self.assigner) else activate(logits.detach()),
-        }
-        with torch.no_grad():
-            return {name: makers[name]() for name in self.needed}
+        return assigner_inputs(
+            self.assigner, self.needed, levels, decode, lambda: logits, lambda: activate(logits.detach())
+        )
 
     def targets(
         self,

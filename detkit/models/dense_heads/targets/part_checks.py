@@ -21,7 +21,6 @@ __all__ = [
     "check_loss",
     "check_score_loss",
     "dense_sampler",
-    "takes_logits",
 ]
 
 
@@ -50,11 +49,6 @@ def check_assigner(
             f"{', '.join(offered)}"
         )
     return needed
-
-
-def takes_logits(assigner: Any) -> bool:
-    """Whether the ``scores`` that an assigner asks for are logits instead of probabilities."""
-    return bool(getattr(assigner, "takes_logits", False))
 
 
 def check_coder(coder: Any, kind: str, head: str) -> None:

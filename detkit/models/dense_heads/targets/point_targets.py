@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from detkit.models.dense_heads.targets.prior_targets import prior_targets
 from detkit.structures.ground_truth import GroundTruth
-from detkit.task_modules import assign_batch, sample_batch
 
 __all__ = [
     "POINT_KINDS",
@@ -82,23 +82,24 @@ def point_targets(
     Raises:
         ValueError: The sampler adds objects to the points.
     """
-    priors = priors_of_kind(points, getattr(assigner, "prior_kind", "boxes"), box_scale)
-    assigned = assign_batch(assigner, priors, ground_truth, valid, **assigner_inputs)
-    around = priors_of_kind(points, "boxes", box_scale)
-    sampled = sample_batch(sampler, assigned, around, ground_truth)
-    if sampled.is_gt is not None:
-        raise ValueError(
-            f"train_cfg.sampler: {type(sampler).__name__} adds objects as proposals, and a dense head predicts nothing "
-            "for them; set add_gt_as_proposals=False"
-        )
-    bboxes, labels = ground_truth.matched(assigned.gt_inds, around)
-    positive = sampled.positive
+    found = prior_targets(
+        priors_of_kind(points, getattr(assigner, "prior_kind", "boxes"), box_scale),
+        priors_of_kind(points, "boxes", box_scale),
+        ground_truth,
+        valid,
+        assigner,
+        sampler,
+        num_classes,
+        pos_weight,
+        assigner_inputs,
+    )
+    overlaps = found.assigned.max_overlaps
     return PointTargets(
-        labels=torch.where(positive, labels, num_classes),
-        label_weights=positive * (pos_weight if pos_weight > 0 else 1.0) + sampled.negative * 1.0,
-        bboxes=bboxes,
-        positive=positive,
-        overlaps=positive * (1.0 if assigned.max_overlaps is None else assigned.max_overlaps),
+        labels=found.labels,
+        label_weights=found.label_weights,
+        bboxes=found.bboxes,
+        positive=found.positive,
+        overlaps=found.positive * (1.0 if overlaps is None else overlaps),
     )
 
 
