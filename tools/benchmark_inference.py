@@ -63,7 +63,6 @@ def models(case: Case, size: tuple[int, int]) -> tuple[Any, Any]:
     from torchvision.models import detection
 
     from detkit.config import load
-    from detkit.engine.model.activation_checkpointing import merge_conv_and_frozen_norm
     from detkit.registry import MODELS
 
     torch.manual_seed(0)
@@ -75,7 +74,6 @@ def models(case: Case, size: tuple[int, int]) -> tuple[Any, Any]:
     ours = MODELS.build(cfg).eval()
     weights = {name[5:]: value for name, value in theirs.backbone.state_dict().items() if name.startswith("body.")}
     ours.backbone.load_state_dict(weights, strict=False)
-    merge_conv_and_frozen_norm(ours, ["backbone"])
     for model in (ours, theirs):
         for layer in model.modules():
             if isinstance(layer, torch.nn.Conv2d) and layer.weight.std() < 0.011:
