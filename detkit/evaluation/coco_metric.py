@@ -19,6 +19,7 @@ from detkit.evaluation.coco_eval import NOT_EVALUATED, CocoCurves, evaluate, ind
 from detkit.evaluation.coco_results import (
     carried_content,
     carried_instances,
+    check_mask_sizes,
     list_detections,
     read_annotations,
     to_numpy,
@@ -130,6 +131,7 @@ class CocoMetric(BaseMetric):
             if "masks" in predicted:
                 result["masks"] = to_run_lengths(predicted["masks"])
                 result["mask_scores"] = to_numpy(predicted.get("mask_scores", predicted["scores"]))
+                check_mask_sizes(result)
             if self._annotation_file() is None:
                 result["instances"] = carried_instances(sample)
             self.results.append(result)
@@ -143,6 +145,8 @@ class CocoMetric(BaseMetric):
         for metric in self.metrics:
             detections = list_detections(results, "segm" if metric == "segm" else "bbox", category_ids)
             kind = "proposal" if metric.startswith("proposal") else metric
+            if metric == "segm" and not self.format_only:
+                _check_truth_masks(truth, category_ids, self._annotation_file())
             if self.outfile_prefix is not None:
                 write_detections(detections, f"{self.outfile_prefix}.{kind}.json")
             if self.format_only:
@@ -259,6 +263,15 @@ def _check_names(given: Sequence[str], known: Sequence[str], what: str) -> None:
         if name not in known:
             close = " or ".join(map(repr, nearest(name, known)))
             raise KeyError(f"CocoMetric has no {what} {name!r}; did you mean {close}? Known: {', '.join(known)}")
+
+
+def _check_truth_masks(truth: COCO, category_ids: Sequence[int], file: str | None) -> None:
+    for annotation in truth.dataset["annotations"]:
+        if annotation["category_id"] in category_ids and not annotation.get("segmentation"):
+            raise ValueError(
+                f"{file}: annotation {annotation['id']} (image {annotation['image_id']}) has no segmentation, but the "
+                "metric 'segm' compares masks; use metric='bbox'"
+            )
 
 
 def _check_images(results: Sequence[Mapping[str, Any]], truth: COCO, file: str | None) -> None:

@@ -21,6 +21,7 @@ from detkit.structures.annotations import box_fault, reference_fault
 __all__ = [
     "carried_content",
     "carried_instances",
+    "check_mask_sizes",
     "list_detections",
     "read_annotations",
     "to_numpy",
@@ -42,10 +43,25 @@ def to_xywh(boxes: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def to_run_lengths(masks: Any) -> list[dict[str, Any]]:
-    """Run-length form of (D, H, W) masks; what is in this form already stays."""
+    """Compressed run lengths of (D, H, W) masks, or of run lengths in either form."""
     if isinstance(masks, (list, tuple)) and all(isinstance(mask, Mapping) for mask in masks):
-        return [dict(mask) for mask in masks]
+        return [_compact(mask, *mask["size"]) for mask in masks]
     return [rle.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in to_numpy(masks)]
+
+
+def check_mask_sizes(result: Mapping[str, Any]) -> None:
+    """Hold the ``masks`` of a result against its ``ori_shape``.
+
+    Raises:
+        ValueError: A mask has another size than its image.
+    """
+    height, width = result["ori_shape"][:2]
+    for mask in result["masks"]:
+        if tuple(mask["size"]) != (height, width):
+            raise ValueError(
+                f"image {result['img_id']!r}: a predicted mask has {mask['size'][0]} x {mask['size'][1]} pixels "
+                f"(height x width), the image {height} x {width}; predict with rescale=True"
+            )
 
 
 def list_detections(

@@ -20,7 +20,8 @@ __all__ = ["RandomAffine", "project_boxes"]
 class RandomAffine(BaseTransform):
     """Rotate, scale, shear and shift the image at random, as YOLOX does after Mosaic.
 
-    A box becomes the upright box around its four moved corners. Boxes that leave the image are dropped.
+    A box becomes the upright box around its four moved corners. Boxes that leave the image are dropped. Masks and a
+    segmentation map move along, which they do not in MMDetection.
 
     Args:
         max_rotate_degree: Largest rotation, in either direction.
@@ -32,7 +33,7 @@ class RandomAffine(BaseTransform):
         bbox_clip_border: Cut boxes at the border of the new image.
 
     Raises:
-        ValueError: A range that is none; an image with masks or a segmentation map, which would not be moved.
+        ValueError: A range that is none, or a border that leaves nothing of the image.
     """
 
     def __init__(
@@ -55,8 +56,6 @@ class RandomAffine(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Draw a warp and apply it."""
-        if results.get("gt_masks") is not None or results.get("gt_seg_map") is not None:
-            raise ValueError("RandomAffine moves boxes only, and the image has masks or a segmentation map")
         img = results["img"]
         height, width = img.shape[0] + 2 * self.border[1], img.shape[1] + 2 * self.border[0]
         if min(height, width) <= 0:
@@ -66,6 +65,12 @@ class RandomAffine(BaseTransform):
         results["img_shape"] = (height, width)
         boxes = project_boxes(results["gt_bboxes"], warp)
         results["gt_bboxes"] = clip_boxes(boxes, (height, width)) if self.bbox_clip_border else boxes
+        if results.get("gt_masks") is not None:
+            results["gt_masks"] = results["gt_masks"].project(warp, (height, width))
+        if results.get("gt_seg_map") is not None:
+            results["gt_seg_map"] = cv2.warpPerspective(
+                results["gt_seg_map"], warp, (width, height), flags=cv2.INTER_NEAREST, borderValue=255
+            )
         select_objects(results, overlaps_image(results["gt_bboxes"], (height, width)))
         return results
 

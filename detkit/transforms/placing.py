@@ -147,9 +147,9 @@ class RandomShift(BaseTransform):
 class RandomCenterCropPad(BaseTransform):
     """A window of a drawn size around a drawn point of the image, padded where it reaches beyond; CornerNet's.
 
-    Changes ``img`` (float32), ``img_shape``, boxes, labels and ignore flags; sets ``border`` (top, bottom, left,
-    right of the image in the window) in test mode. Objects whose centre is not in the window are dropped; of an image
-    with objects at least one stays, if 50 windows of ten sizes have one.
+    Changes ``img`` (float32), ``img_shape``, all fields of objects and ``gt_seg_map``; sets ``border`` (top, bottom,
+    left, right of the image in the window) in test mode. Objects whose centre is not in the window are dropped; of an
+    image with objects at least one stays, if 50 windows of ten sizes have one.
 
     Args:
         crop_size: Size (width, height) of the window; None in test mode.
@@ -166,8 +166,7 @@ class RandomCenterCropPad(BaseTransform):
         bbox_clip_border: Cut boxes at the border of the window.
 
     Raises:
-        ValueError: Arguments of the other mode, or a missing one; an image that is not float32, or has masks or a
-            segmentation map.
+        ValueError: Arguments of the other mode, or a missing one; an image that is not float32.
     """
 
     def __init__(
@@ -219,15 +218,20 @@ class RandomCenterCropPad(BaseTransform):
             results["img"], results["border"], _ = self._window(img, (height // 2, width // 2), window)
             results["img_shape"] = window
             return results
-        if results.get("gt_masks") is not None or results.get("gt_seg_map") is not None:
-            raise ValueError("RandomCenterCropPad moves boxes only, and the image has masks or a segmentation map")
         center, window = self._draw(img.shape[:2], results["gt_bboxes"])
         results["img"], border, patch = self._window(img, center, window)
         results["img_shape"] = window
         select_objects(results, centers_inside(results["gt_bboxes"], patch))
-        shift = np.array([border[2] - patch[0], border[0] - patch[1]] * 2, dtype=np.float32)
+        top, bottom, left, right = (int(side) for side in border)
+        shift = np.array([left - patch[0], top - patch[1]] * 2, dtype=np.float32)
         boxes = results["gt_bboxes"] + shift
         results["gt_bboxes"] = clip_boxes(boxes, window) if self.bbox_clip_border else boxes
+        if results.get("gt_masks") is not None:
+            results["gt_masks"] = results["gt_masks"].crop(np.array(patch)).expand(*window, top, left)
+        if results.get("gt_seg_map") is not None:
+            seg_map = np.full(window, 255, dtype=results["gt_seg_map"].dtype)
+            seg_map[top:bottom, left:right] = results["gt_seg_map"][patch[1] : patch[3], patch[0] : patch[2]]
+            results["gt_seg_map"] = seg_map
         select_objects(results, overlaps_image(results["gt_bboxes"], window))
         return results
 

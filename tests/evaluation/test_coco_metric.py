@@ -209,6 +209,45 @@ def test_each_metric_keeps_its_own_class_figures(tmp_path):
     assert found["coco/segm_cat_precision"] == found["coco/cat_precision"] == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("form", ["bool", "uint8", "compressed", "plain run lengths"])
+def test_masks_in_any_form_give_the_same_figures(tmp_path, form):
+    content = json.loads(json.dumps(ANNOTATIONS))
+    first, second = content["annotations"]
+    first["segmentation"] = [[10, 10, 30, 10, 30, 30, 10, 30]]
+    # Columns of 100: from column 50 on, 20 pixels in each of 20 columns, from row 50 on; as run lengths.
+    second["segmentation"] = {"size": [100, 100], "counts": [5050, 20, *[80, 20] * 19, 30 + 3000]}
+    masks = np.zeros((2, 100, 100), dtype=bool)
+    masks[0, 10:30, 10:25] = masks[1, 50:70, 50:70] = True  # three quarters of the cat, all of the dog
+    lengths = [rle.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
+    given = {
+        "bool": [torch.from_numpy(masks[:1]), torch.from_numpy(masks[1:])],
+        "uint8": [masks[:1].astype(np.uint8), masks[1:].astype(np.uint8)],
+        "compressed": [lengths[:1], lengths[1:]],
+        "plain run lengths": [
+            [{"size": [100, 100], "counts": [1010, 20, *[80, 20] * 14, 70 + 7500]}],
+            [second["segmentation"]],
+        ],
+    }[form]
+    metric = metric_of(tmp_path, content, metric=["bbox", "segm"], classwise=True)
+    samples = [sample_of(5, [CAT_BOX], [0], masks=given[0]), sample_of(9, [DOG_BOX], [1], masks=given[1])]
+    found = evaluated(metric, *samples)
+    assert found["coco/segm_cat_precision"] == pytest.approx(0.6)  # IoU 0.75 is right at six of ten thresholds
+    assert found["coco/segm_dog_precision"] == pytest.approx(1)
+    assert found["coco/bbox_mAP"] == pytest.approx(1)
+
+
+def test_masks_of_another_size_than_their_image_are_refused(tmp_path):
+    metric = metric_of(tmp_path, metric="segm")
+    with pytest.raises(ValueError, match=r"image 5: a predicted mask has 50 x 60 pixels .* the image 100 x 100"):
+        metric.process({}, [sample_of(5, [CAT_BOX], [0], masks=torch.zeros(1, 50, 60))])
+
+
+def test_ground_truth_without_masks_is_named(tmp_path):
+    metric = metric_of(tmp_path, metric="segm")
+    with pytest.raises(ValueError, match=r"annotations\.json: annotation 1 \(image 5\) has no segmentation"):
+        evaluated(metric, sample_of(5, [CAT_BOX], [0], masks=torch.zeros(1, 100, 100)))
+
+
 @pytest.mark.parametrize(("mask_scores", "expected"), [([0.2, 0.8], 1.0), ([0.8, 0.2], 0.5)])
 def test_masks_are_ranked_by_their_own_scores(tmp_path, mask_scores, expected):
     content = json.loads(json.dumps(ANNOTATIONS))

@@ -151,6 +151,20 @@ def test_translate(make):
 
 
 @KINDS
+def test_project(make):
+    # Twice as large, three to the right, and cut at a small canvas.
+    matrix = np.array([[2, 0, 3], [0, 2, 0], [0, 0, 1]], dtype=np.float64)
+    out = make().project(matrix, (18, 33))
+    assert (out.height, out.width) == (18, 33)
+    boxes = [[11, 4, 23, 16], [27, 10, 33, 18]]
+    np.testing.assert_allclose(out.get_bboxes(), boxes, atol=1)
+    # A perspective that brings the image's lower edge nearer together.
+    matrix = np.array([[1, 0, 0], [0, 1, 0], [0, 0.05, 1]], dtype=np.float64)
+    box = make()[0].project(matrix, (20, 30)).get_bboxes()[0]
+    np.testing.assert_allclose(box, [4 / 1.4, 2 / 1.1, 10 / 1.1, 8 / 1.4], atol=1)
+
+
+@KINDS
 def test_indexing_gives_masks(make):
     masks = make([*RECTANGLES, [(0, 0, 3, 3)]])
     for index, expected in [

@@ -5,6 +5,7 @@ import pytest
 from transforms.squares import assert_boxes_lie_on_squares, found, squares
 
 from detkit.registry import TRANSFORMS
+from detkit.structures import PolygonMasks
 from detkit.transforms import Expand, MinIoURandomCrop, PhotoMetricDistortion, RandomAffine, RandomCrop, RandomShift
 
 STEPS = {
@@ -29,7 +30,6 @@ STEPS = {
     "choice": {"type": "RandomChoiceResize", "scales": [(60, 40), [120, 80], 100], "keep_ratio": False},
     "fixed": {"type": "FixShapeResize", "width": 128, "height": 128, "keep_ratio": True},
 }
-BOXES_ONLY = ("affine", "affine_border")
 
 
 def run(step, seed, **kwargs):
@@ -42,7 +42,7 @@ def run(step, seed, **kwargs):
 def test_boxes_and_masks_stay_on_their_objects(name):
     seen = 0
     for seed in range(12):
-        results = run(STEPS[name], seed, masks=name not in BOXES_ONLY)
+        results = run(STEPS[name], seed, masks=True)
         if results is not None:
             assert_boxes_lie_on_squares(results, tolerance=1.6)
             seen += len(results["gt_bboxes"])
@@ -199,3 +199,42 @@ def test_a_window_may_lie_around_any_point():
     results = squares()
     results["img"] = results["img"].astype(np.float32)
     assert step(results)["img"].shape[:2] in {(27, 36), (30, 40), (33, 44)}
+
+
+def test_a_window_takes_masks_and_the_map_along():
+    cfg = {"type": "RandomCenterCropPad", "crop_size": (100, 70), "border": 16, "test_pad_mode": None}
+    step = TRANSFORMS.build(cfg | {"mean": [0, 0, 0], "std": [1, 1, 1], "to_rgb": True})
+    seen = 0
+    for seed in range(8):
+        np.random.seed(seed)
+        results = squares(masks=True)
+        results["gt_seg_map"] = results["gt_masks"].masks.max(axis=0) * 7
+        results["img"] = results["img"].astype(np.float32)
+        results = step(results)
+        assert_boxes_lie_on_squares(results)
+        assert results["gt_seg_map"].shape == results["img_shape"]
+        np.testing.assert_array_equal(results["gt_seg_map"] == 7, results["img"].any(axis=-1))
+        assert set(np.unique(results["gt_seg_map"])) <= {0, 7, 255}
+        seen += len(results["gt_bboxes"])
+    assert seen > 15
+
+
+def test_an_affine_step_takes_polygons_and_the_map_along():
+    np.random.seed(2)
+    step = RandomAffine(max_rotate_degree=30, max_translate_ratio=0.1, border_val=(0, 0, 0))
+    for _ in range(4):
+        results = squares(masks=True)
+        results["gt_seg_map"] = results["gt_masks"].masks.max(axis=0) * 7
+        results["gt_masks"] = polygons_of(results["gt_bboxes"], (64, 96))
+        results = step(results)
+        shown = results["gt_masks"].to_ndarray().max(axis=0)
+        assert shown.shape == results["img_shape"] == results["gt_seg_map"].shape
+        inside = results["img"].max(axis=-1) > 125
+        # Borders may differ by a pixel: corners and pixel centres are half a pixel apart.
+        assert (shown == inside).mean() > 0.94
+        assert ((results["gt_seg_map"] == 7) == inside).mean() > 0.98
+        assert (results["gt_seg_map"] == 255).any()
+
+
+def polygons_of(boxes, shape):
+    return PolygonMasks([[box[[0, 1, 2, 1, 2, 3, 0, 3]]] for box in boxes], *shape)

@@ -168,6 +168,15 @@ class BitmapMasks:
         ]
         return BitmapMasks(moved, height, width)
 
+    def project(self, matrix: np.ndarray, out_shape: tuple[int, int]) -> BitmapMasks:
+        """Move by a homography (3, 3) onto a canvas of (height, width)."""
+        height, width = out_shape
+        moved = [
+            cv2.warpPerspective(mask, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=0)
+            for mask in self.masks
+        ]
+        return BitmapMasks(moved, height, width)
+
     def to_bitmap(self) -> BitmapMasks:
         """These masks."""
         return self

@@ -100,14 +100,7 @@ class PolygonMasks:
 
         Nothing left of an object makes it one polygon without area, so that masks and boxes stay aligned.
         """
-        x, y, width, height = window(bbox, self.height, self.width)
-        corner = np.array([x, y], dtype=np.float64)
-        cropped = []
-        for parts in self.masks:
-            clipped = [clip(part, x, y, x + width, y + height) for part in parts]
-            left = [(points.reshape(-1, 2) - corner).reshape(-1) for points in clipped if len(points)]
-            cropped.append(left or [np.zeros(6)])
-        return PolygonMasks(cropped, height, width)
+        return self._cut(*window(bbox, self.height, self.width))
 
     def crop_and_resize(
         self,
@@ -152,6 +145,14 @@ class PolygonMasks:
         clipped = [[part.reshape(-1, 2).clip(0, limit).reshape(-1) for part in parts] for parts in moved.masks]
         return PolygonMasks(clipped, *out_shape)
 
+    def project(self, matrix: np.ndarray, out_shape: tuple[int, int]) -> PolygonMasks:
+        """Move by a homography (3, 3), cut at a canvas of (height, width); see ``crop``."""
+        moved = []
+        for parts in self.masks:
+            corners = [np.column_stack([part.reshape(-1, 2), np.ones(part.size // 2)]) @ matrix.T for part in parts]
+            moved.append([(points[:, :2] / points[:, 2:]).reshape(-1) for points in corners])
+        return PolygonMasks(moved, *out_shape)._cut(0, 0, out_shape[1], out_shape[0])
+
     def to_bitmap(self) -> BitmapMasks:
         """Rasterise as COCO does."""
         return BitmapMasks(self.to_ndarray(), self.height, self.width)
@@ -176,6 +177,15 @@ class PolygonMasks:
             points = np.concatenate(parts).reshape(-1, 2)
             box[:2], box[2:] = points.min(axis=0), points.max(axis=0)
         return boxes
+
+    def _cut(self, x: int, y: int, width: int, height: int) -> PolygonMasks:
+        corner = np.array([x, y], dtype=np.float64)
+        cropped = []
+        for parts in self.masks:
+            clipped = [clip(part, x, y, x + width, y + height) for part in parts]
+            left = [(points.reshape(-1, 2) - corner).reshape(-1) for points in clipped if len(points)]
+            cropped.append(left or [np.zeros(6)])
+        return PolygonMasks(cropped, height, width)
 
     def _move(
         self, factor: tuple[float, float], shift: tuple[float, float], out_shape: tuple[int, int]
