@@ -115,6 +115,7 @@ def _stand_ins() -> dict[str, Any]:
         "mmengine.logging.history_buffer.HistoryBuffer": _HistoryBuffer,
         "mmengine.config.config.ConfigDict": _config_dict,
         "mmcv.utils.config.ConfigDict": _config_dict,
+        "mmengine.structures.instance_data.InstanceData": _Foreign,  # proposals are kept in it
         "argparse.Namespace": _Namespace,
         "collections.Counter": _config_dict,  # a class of Python, which a file could change for the whole process
         "builtins.getattr": _no_attribute,

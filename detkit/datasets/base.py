@@ -11,6 +11,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from detkit.datasets.partners import Partners
+from detkit.datasets.proposals import add_proposals
 from detkit.registry import TRANSFORMS, check_keys, nearest
 
 __all__ = ["BaseDetDataset"]
@@ -39,6 +40,7 @@ class BaseDetDataset(BaseDataset):
         lazy_init: Read nothing until ``full_init`` or the first access.
         max_refetch: How many other random images are tried when the pipeline returns None.
         seg_map_suffix: File suffix of segmentation maps.
+        proposal_file: Proposals for each image, absolute or below ``data_root``, see ``detkit/datasets/proposals.py``.
         backend_args: File backend of mmengine; None reads local files.
         return_classes: Put the class names into each record as ``text``.
 
@@ -70,6 +72,7 @@ class BaseDetDataset(BaseDataset):
         lazy_init: bool = False,
         max_refetch: int = 1000,
         seg_map_suffix: str = ".png",
+        proposal_file: str | None = None,
         backend_args: Mapping[str, Any] | None = None,
         return_classes: bool = False,
     ) -> None:
@@ -78,6 +81,7 @@ class BaseDetDataset(BaseDataset):
         check_keys(prefix, self.data_prefix_keys, "data_prefix")
         check_keys(filter_cfg, self.filter_cfg_keys, "filter_cfg")
         self.seg_map_suffix = seg_map_suffix
+        self.proposal_file = None if proposal_file is None else os.path.join(data_root or "", proposal_file)
         self.backend_args = None if backend_args is None else dict(backend_args)
         self.return_classes = return_classes
         self.image_sizes = np.zeros((0, 2), dtype=np.int64)
@@ -116,6 +120,8 @@ class BaseDetDataset(BaseDataset):
                 f"indices={self._indices}, classes={self._metainfo.get('classes')})"
             )
         self._look_for_images()
+        if self.proposal_file is not None:
+            add_proposals(self.data_list, self.proposal_file, self.backend_args)
         self.image_sizes = np.array([(info["width"], info["height"]) for info in self.data_list], dtype=np.int64)
         if self.serialize_data:
             self.data_bytes, self.data_address = self._serialize_data()

@@ -11,6 +11,7 @@ from detkit.transforms.loading import FilterAnnotations, LoadAnnotations, LoadIm
 from detkit.transforms.mixing import MixUp, Mosaic
 from detkit.transforms.photometric import CutOut, PhotoMetricDistortion, YOLOXHSVRandomAug
 from detkit.transforms.placing import Expand, RandomCenterCropPad, RandomShift
+from detkit.transforms.proposals import LoadProposals, ProposalBroadcaster
 from detkit.transforms.resizing import FixShapeResize, RandomChoiceResize, RandomResize
 from detkit.transforms.test_time_aug import TestTimeAug
 
@@ -24,12 +25,14 @@ __all__ = [
     "LoadAnnotations",
     "LoadImageFromFile",
     "LoadImageFromNDArray",
+    "LoadProposals",
     "MinIoURandomCrop",
     "MixUp",
     "Mosaic",
     "PackDetInputs",
     "Pad",
     "PhotoMetricDistortion",
+    "ProposalBroadcaster",
     "RandomAffine",
     "RandomCenterCropPad",
     "RandomChoiceResize",

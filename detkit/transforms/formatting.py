@@ -30,6 +30,7 @@ class PackDetInputs(BaseTransform):
 
     Raises:
         ValueError: A box that is not finite; no loss would tell, as such a box overlaps nothing and is not learnt.
+            Or proposals that LoadProposals has not loaded.
     """
 
     def __init__(
@@ -57,6 +58,11 @@ class PackDetInputs(BaseTransform):
         sample = DetDataSample(metainfo={key: results[key] for key in self.meta_keys if key in results})
         sample.gt_instances, sample.ignored_instances = _instances(results)
         if "proposals" in results:
+            if "proposals_scores" not in results:
+                raise ValueError(
+                    f"{results.get('img_path', 'image')}: the dataset has a proposal_file, and the pipeline no "
+                    "LoadProposals, which takes the proposals from it"
+                )
             sample.proposals = InstanceData(
                 bboxes=_tensor(results["proposals"]), scores=_tensor(results["proposals_scores"])
             )
