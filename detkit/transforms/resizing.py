@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import mmcv
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmcv.transforms.utils import cache_randomness
@@ -13,7 +14,7 @@ from detkit.registry import TRANSFORMS
 from detkit.transforms.geometric import Pad, Resize
 from detkit.transforms.objects import clip_boxes, require_range
 
-__all__ = ["FixShapeResize", "RandomChoiceResize", "RandomResize"]
+__all__ = ["FixShapeResize", "RandomChoiceResize", "RandomResize", "SegRescale"]
 
 
 @TRANSFORMS.register_module()
@@ -144,4 +145,33 @@ class RandomChoiceResize(BaseTransform):
         self.resize.scale = self.scales[index]
         results = self.resize(results)
         results["scale_idx"] = index
+        return results
+
+
+@TRANSFORMS.register_module()
+class SegRescale(BaseTransform):
+    """Scale the segmentation map alone, to the size of a semantic head's output.
+
+    Args:
+        scale_factor: Factor, larger than 0.
+        backend: ``cv2`` or ``pillow``.
+
+    Raises:
+        ValueError: A factor that is none; an image without a segmentation map.
+    """
+
+    def __init__(self, scale_factor: float = 1, backend: str = "cv2") -> None:
+        if scale_factor <= 0:
+            raise ValueError(f"scale_factor: a number larger than 0 was expected, got {scale_factor!r}")
+        self.scale_factor = scale_factor
+        self.backend = backend
+
+    def transform(self, results: dict) -> dict:
+        """Scale ``gt_seg_map`` by the nearest pixel."""
+        if results.get("gt_seg_map") is None:
+            raise ValueError(f"{results.get('img_path', 'image')}: no segmentation map; LoadAnnotations(with_seg=True)")
+        if self.scale_factor != 1:
+            results["gt_seg_map"] = mmcv.imrescale(
+                results["gt_seg_map"], self.scale_factor, interpolation="nearest", backend=self.backend
+            )
         return results

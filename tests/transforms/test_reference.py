@@ -105,11 +105,13 @@ def _sort_corners(masks):
 
 def _drawn():
     """Cases of transforms that draw, each from numpy's generator with the seed of the case."""
-    content = gzip.decompress((DATA / "pipeline" / "drawn.pt.gz").read_bytes())
-    return [pytest.param(case, id=case["name"]) for case in torch.load(io.BytesIO(content), weights_only=True)]
+    for file in ("drawn.pt.gz", "drawn_masks.pt.gz"):
+        content = gzip.decompress((DATA / "pipeline" / file).read_bytes())
+        for case in torch.load(io.BytesIO(content), weights_only=True):
+            yield pytest.param(case, id=case["name"])
 
 
-@pytest.mark.parametrize("case", _drawn())
+@pytest.mark.parametrize("case", list(_drawn()))
 def test_a_seed_gives_the_picture_of_the_reference(case):
     transform = TRANSFORMS.build(case["config"])
     results = _results(case["inputs"])
