@@ -3,6 +3,17 @@
 from detkit.datasets.base import BaseDetDataset
 from detkit.datasets.batch_samplers import AspectRatioBatchSampler
 from detkit.datasets.coco import CocoDataset
+from detkit.datasets.coco_variants import (
+    CityscapesDataset,
+    DeepFashionDataset,
+    LVISV05Dataset,
+    LVISV1Dataset,
+    Objects365V1Dataset,
+    Objects365V2Dataset,
+    V3DetDataset,
+    iSAIDDataset,
+)
+from detkit.datasets.concat import ConcatDataset
 from detkit.datasets.label_map import LabelMap
 from detkit.datasets.mixing import MultiImageMixDataset
 from detkit.datasets.samplers import InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
@@ -11,11 +22,20 @@ from detkit.datasets.shapes import ShapesDataset
 __all__ = [
     "AspectRatioBatchSampler",
     "BaseDetDataset",
+    "CityscapesDataset",
     "CocoDataset",
+    "ConcatDataset",
+    "DeepFashionDataset",
     "InferenceSampler",
+    "LVISV05Dataset",
+    "LVISV1Dataset",
     "LabelMap",
     "MultiImageMixDataset",
+    "Objects365V1Dataset",
+    "Objects365V2Dataset",
     "RepeatFactorTrainingSampler",
     "ShapesDataset",
     "TrainingSampler",
+    "V3DetDataset",
+    "iSAIDDataset",
 ]

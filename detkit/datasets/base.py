@@ -137,7 +137,7 @@ class BaseDetDataset(BaseDataset):
         for info in self.data_list:
             if min(info["width"], info["height"]) < min_size:
                 small += 1
-            elif not info["instances"] and drop_empty:
+            elif drop_empty and self.is_empty(info):
                 empty += 1
             else:
                 empty_kept += not info["instances"]
@@ -148,6 +148,10 @@ class BaseDetDataset(BaseDataset):
             logger="current",
         )
         return kept
+
+    def is_empty(self, info: Mapping[str, Any]) -> bool:
+        """Whether a record is one that ``filter_empty_gt`` leaves out."""
+        return not info["instances"]
 
     def get_cat_ids(self, idx: int) -> list[int]:
         """Labels of the objects in image ``idx``, one per object."""

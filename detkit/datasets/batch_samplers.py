@@ -68,5 +68,7 @@ def _sizes(dataset: Any) -> np.ndarray:
         return np.concatenate([_sizes(part) for part in dataset.datasets])
     if hasattr(dataset, "times"):  # RepeatDataset
         return np.tile(_sizes(dataset.dataset), (dataset.times, 1))
+    if hasattr(dataset, "repeat_indices"):  # ClassBalancedDataset
+        return _sizes(dataset.dataset)[dataset.repeat_indices]
     infos = map(dataset.get_data_info, range(size))
     return np.array([(info["width"], info["height"]) for info in infos], dtype=np.int64)

@@ -47,7 +47,12 @@ class CocoDataset(BaseDetDataset):
     Raises:
         FileNotFoundError: The JSON file or an image is not there.
         ValueError: The file is not COCO JSON, an annotation is impossible, or a class is not in the file.
+
+    Attributes:
+        image_keys: What each entry of ``images`` must have.
     """
+
+    image_keys: tuple[str, ...] = ("id", "file_name", "width", "height")
 
     def __init__(self, ann_file: str = "", *, bad_annotations: str = "raise", **kwargs: Any) -> None:
         if bad_annotations not in ("raise", "drop"):
@@ -72,12 +77,14 @@ class CocoDataset(BaseDetDataset):
         )
         records = {
             image_id: self._record(image)
-            for image_id, image in _unique(
-                content["images"], "image", ("id", "file_name", "width", "height"), self.ann_file
-            ).items()
+            for image_id, image in _unique(content["images"], "image", self.image_keys, self.ann_file).items()
         }
         self._add_instances(content.get("annotations", []), records, set(names))
         return list(records.values())
+
+    def file_name(self, image: Mapping[str, Any]) -> str:
+        """Path of an image below the image folder, of its entry in the file."""
+        return image["file_name"]
 
     def _read(self) -> dict:
         self._require_file(self.ann_file)
@@ -100,21 +107,21 @@ class CocoDataset(BaseDetDataset):
         )
 
     def _record(self, image: Mapping[str, Any]) -> dict:
-        width, height = image["width"], image["height"]
+        width, height, name = image["width"], image["height"], self.file_name(image)
         if not all(isinstance(side, (int, float)) and side > 0 and side == int(side) for side in (width, height)):
             raise ValueError(
                 f"{self.ann_file}: image {image['id']}: width and height in pixels were expected, "
                 f"got {width!r} and {height!r}"
             )
         record = {
-            "img_path": os.path.join(self.data_prefix["img"], image["file_name"]),
+            "img_path": os.path.join(self.data_prefix["img"], name),
             "img_id": image["id"],
             "height": int(height),
             "width": int(width),
             "instances": [],
         }
         if "seg" in self.data_prefix:
-            stem = os.path.splitext(image["file_name"])[0]
+            stem = os.path.splitext(name)[0]
             record["seg_map_path"] = os.path.join(self.data_prefix["seg"], stem + self.seg_map_suffix)
         if self.return_classes:
             record["text"] = self.label_map.classes
