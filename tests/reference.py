@@ -15,6 +15,7 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from detkit.structures.masks import BitmapMasks, PolygonMasks
 from detkit.structures.sample import DetDataSample
 
 DATA = Path(__file__).parent / "data" / "parity"
@@ -83,9 +84,18 @@ def load_weights(module: torch.nn.Module, case: Mapping[str, Any]) -> None:
     module.load_state_dict(state, strict=True)
 
 
-def instances(fields: Mapping[str, Tensor]) -> InstanceData:
-    """Instance data of a dict of tensors."""
-    return InstanceData(**{name: value.clone() for name, value in fields.items()})
+def instances(fields: Mapping[str, Any]) -> InstanceData:
+    """Instance data of a dict of tensors; integer ``masks`` are bitmaps, ``polygons`` go into ``masks`` too."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name == "polygons":
+            parts = [[part.numpy() for part in parts] for parts in value["polygons"]]
+            found["masks"] = PolygonMasks(parts, *value["size"])
+        elif name == "masks" and value.dtype == torch.uint8:
+            found["masks"] = BitmapMasks(value.numpy().copy(), *value.shape[1:])
+        else:
+            found[name] = value.clone()
+    return InstanceData(**found)
 
 
 def data_sample(case: Mapping[str, Any]) -> DetDataSample:
@@ -102,6 +112,8 @@ def arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in inputs.items():
         if name.endswith(("_instances", "_instances_ignore")):
             found[name] = instances(value)
+        elif name == "rpn_results_list":
+            found[name] = [instances(one) for one in value]
         elif name.endswith("data_samples"):
             found[name] = [data_sample(one) for one in value]
         elif isinstance(value, Tensor):

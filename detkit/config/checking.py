@@ -19,7 +19,8 @@ def check(cfg: Mapping[str, Any]) -> None:
 
     Held against the run: its top-level keys; the names of its parts' types, in the registry that each place belongs
     to; the arguments of their constructors; the keys of plain dicts. A class tells the keys of a dict argument
-    ``x`` in a class attribute ``x_keys``: names, or a dict of names and the names below them; None for any.
+    ``x`` in a class attribute ``x_keys``: names, or a dict of names and the names below them; None for any; another
+    argument's name for what the class built of that tells.
 
     Args:
         cfg: As :func:`detkit.config.load` gives it. Other mappings are taken to have no variables.

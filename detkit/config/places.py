@@ -48,7 +48,7 @@ class Place:
             return _declared(_class(self.value["constructor"], ("OPTIM_WRAPPER_CONSTRUCTORS",)), key) or FREE
         if key in self.rule.children:
             return self.rule.children[key]
-        declared = _declared(self.cls, key)
+        declared = _declared(self.cls, key, self.value)
         if declared is None and key in ("train_cfg", "test_cfg") and isinstance(self.value.get("bbox_head"), Mapping):
             # A one-stage detector hands its bags on to its head, which reads them.
             declared = _declared(_class(self.value["bbox_head"].get("type"), ("MODELS",)), key)
@@ -157,16 +157,24 @@ def _unknown(kind: str, rule: Part, path: str) -> KeyError:
     return KeyError(f"{path}.type: no registry has {kind!r}; did you mean {quoted(nearest(kind, known, count=3))}?")
 
 
-def _declared(cls: Callable[..., Any] | None, argument: str) -> Rule | None:
-    """What a class tells of a dict argument ``x`` in its attribute ``x_keys``."""
+def _declared(cls: Callable[..., Any] | None, argument: str, beside: Mapping[str, Any] | None = None) -> Rule | None:
+    """What a class tells of a dict argument ``x`` in its attribute ``x_keys``.
+
+    Where that is the name of another argument, the class that is built of it (``beside`` has its config) tells.
+    """
     missing = object()
     keys = getattr(cls, f"{argument}_keys", missing)
-    return None if keys is missing else _rule_of_names(keys)
+    return None if keys is missing else _rule_of_names(keys, argument, beside or {})
 
 
-def _rule_of_names(keys: Any) -> Rule:
+def _rule_of_names(keys: Any, argument: str, beside: Mapping[str, Any]) -> Rule:
     if keys is None:
         return FREE
+    if isinstance(keys, str):
+        part = beside.get(keys)
+        cls = _class(part.get("type"), ("MODELS",)) if isinstance(part, Mapping) else None
+        return _declared(cls, argument) or FREE
     if isinstance(keys, Mapping):
-        return Fields({name: _rule_of_names(below) for name, below in keys.items()}, or_value=True)
+        below = {name: _rule_of_names(names, argument, beside) for name, names in keys.items()}
+        return Fields(below, or_value=True)
     return Fields(dict.fromkeys(keys), or_value=True)

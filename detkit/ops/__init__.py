@@ -5,6 +5,7 @@ from detkit.ops.matrix_nms import mask_matrix_nms
 from detkit.ops.multiclass_nms import fast_nms, multiclass_nms
 from detkit.ops.nms import NMS_KINDS, NMSCfg, batched_nms, nms
 from detkit.ops.nms_match import nms_heads, nms_match
+from detkit.ops.roi_align import RoIAlign, RoIPool, roi_align, roi_pool
 from detkit.ops.soft_nms import soft_nms
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "DeformConv2d",
     "ModulatedDeformConv2d",
     "NMSCfg",
+    "RoIAlign",
+    "RoIPool",
     "batched_nms",
     "deform_conv2d",
     "fast_nms",
@@ -20,5 +23,7 @@ __all__ = [
     "nms",
     "nms_heads",
     "nms_match",
+    "roi_align",
+    "roi_pool",
     "soft_nms",
 ]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor
@@ -87,7 +88,8 @@ def _keep_by_chunks(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold
     by_group, order = groups.sort(stable=True)
     boxes, own_scores = boxes[order], scores[order]
     kept, start = [], 0
-    ends = [*(torch.where(by_group[1:] != by_group[:-1])[0] + 1).tolist(), len(order)]
+    # On a CPU arrays tell without a word to the device what is where.
+    ends = [*(np.flatnonzero(np.diff(by_group.numpy())) + 1).tolist(), len(order)]
     for end, following in zip(ends, [*ends[1:], None], strict=True):
         if following is None or following - start > CPU_CHUNK:
             part = slice(start, end)

@@ -39,6 +39,7 @@ HEADS = [
 DETECTORS = {
     "CenterNet": 0,
     "ATSS": 0,
+    "FasterRCNN": 0,
     "FCOS": 0,
     "GFL": 0,
     # In the second image six candidates of equal, saturated score (1 - 7e-7) compete for the last four of 100
@@ -51,11 +52,26 @@ DETECTORS = {
     "YOLOV3": 0,
     "YOLOX": 0,
 }
+# RoI heads and their parts.
+ROI_PARTS = [
+    "BBoxHead",
+    "ConvFCBBoxHead",
+    "Shared2FCBBoxHead",
+    "Shared4Conv1FCBBoxHead",
+    "SingleRoIExtractor",
+    "StandardRoIHead",
+    "StandardRoIHeadFocal",
+    "StandardRoIHeadIoU",
+    "StandardRoIHeadSeesaw",
+]
 HEAD_CASES = [
     pytest.param(case.values[0], id=f"{name}-{case.id}")
     for name in HEADS
     for case in cases(f"dense_heads/{name}")
     if "error" not in case.values[0]
+]
+ROI_CASES = [
+    pytest.param(case.values[0], id=f"{name}-{case.id}") for name in ROI_PARTS for case in cases(f"roi_heads/{name}")
 ]
 DETECTOR_CASES = [
     pytest.param(case.values[0], unsettled, id=f"{name}-{case.id}")
@@ -143,6 +159,31 @@ def test_head(case):
         with torch.no_grad():
             out = head(inputs["x"])
         assert_same(out, expected["out"], 1e-3, 1e-4)
+
+
+@pytest.mark.parametrize("case", ROI_CASES)
+def test_roi_head(case):
+    head = built(case)
+    inputs = arguments(case["inputs"])
+    expected = case["outputs"]
+    head.train(case["method"] == "loss")
+    if case["method"] == "loss":
+        features = [feature.clone().requires_grad_() for feature in inputs["x"]]
+        losses = head.loss(features, inputs["rpn_results_list"], inputs["batch_data_samples"])
+        assert_losses(losses, expected["losses"], 1e-3, 1e-4)
+        total, norms, feature_norms = gradient_norms(losses, head, features)
+        assert_norms(norms, expected["grad_norms"], 1e-3, 1e-4)
+        assert feature_norms == pytest.approx(expected["feat_grad_norms"], rel=1e-3, abs=1e-4)
+        assert total.item() == pytest.approx(expected["total"].item(), rel=1e-3)
+    elif case["method"] == "predict":
+        for actual, wanted in zip(head.predict(**inputs), expected["predictions"], strict=True):
+            assert_detections(actual, wanted, 1e-4, 2e-2)
+    elif case["method"] == "loss_terms":
+        assert_losses(head.loss(**inputs), expected["losses"], 1e-3, 1e-4)
+    else:
+        with torch.no_grad():
+            out = getattr(head, case["method"])(**inputs)
+        assert_same(list(out) if isinstance(out, tuple) else out, expected["out"], 1e-3, 1e-4)
 
 
 @pytest.mark.parametrize(("case", "unsettled"), DETECTOR_CASES)

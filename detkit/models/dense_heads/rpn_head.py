@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,12 +13,14 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from detkit.models.dense_heads.losses.rpn_loss import rpn_losses
-from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
-from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
+from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_levels
+from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, Candidates, DenseTestCfg, detections
+from detkit.models.dense_heads.prediction.proposals import level_candidates, propose
 from detkit.models.dense_heads.targets.anchor_train_cfg import ANCHOR_TRAIN_CFG_KEYS, AnchorTrainCfg
 from detkit.models.dense_heads.targets.part_checks import check_box_loss, check_coder, check_loss
 from detkit.registry import MODELS, TASK_UTILS
 from detkit.structures import DetDataSample
+from detkit.structures.proposals import Proposals
 
 __all__ = ["RPNHead"]
 
@@ -109,6 +110,14 @@ class RPNHead(BaseModule):
         Beside them, to be logged, the sampled anchors per image: ``num_pos_anchors`` and ``num_neg_anchors``.
         """
         cls_scores, bbox_preds = self(x)
+        return self._losses(cls_scores, bbox_preds, batch_data_samples)
+
+    def _losses(
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        batch_data_samples: Sequence[DetDataSample],
+    ) -> dict[str, Tensor]:
         sizes = featmap_sizes(cls_scores)
         levels = self.prior_generator.grid_priors(sizes, device=cls_scores[0].device)
         anchors = torch.cat(levels)
@@ -124,6 +133,23 @@ class RPNHead(BaseModule):
         decoder = self.bbox_coder if self.reg_decoded_bbox else None
         return rpn_losses(logits.squeeze(-1), deltas, anchors, targets, self.loss_cls, self.loss_bbox, decoder)
 
+    def loss_and_predict(
+        self, x: Sequence[Tensor], batch_data_samples: Sequence[DetDataSample], proposal_cfg: DenseTestCfg | None = None
+    ) -> tuple[dict[str, Tensor], Proposals]:
+        """Losses as of :meth:`loss`, and the proposals that a second stage is to learn from.
+
+        Args:
+            x: Levels (N, in_channels, H_l, W_l).
+            batch_data_samples: Of N images.
+            proposal_cfg: Thresholds of the proposals; None takes ``test_cfg``.
+        """
+        cls_scores, bbox_preds = self(x)
+        losses = self._losses(cls_scores, bbox_preds, batch_data_samples)
+        cfg = self.test_cfg if proposal_cfg is None else proposal_cfg
+        with torch.no_grad():
+            candidates = self._candidates(cls_scores, bbox_preds, batch_data_samples, cfg)
+        return losses, propose(candidates, cfg)
+
     def predict(
         self, x: Sequence[Tensor], batch_data_samples: Sequence[DetDataSample], rescale: bool = False
     ) -> list[InstanceData]:
@@ -137,26 +163,24 @@ class RPNHead(BaseModule):
             rescale: Return boxes in the frame of the original image.
         """
         cls_scores, bbox_preds = self(x)
+        candidates = self._candidates(cls_scores, bbox_preds, batch_data_samples, self.test_cfg)
         metas = [sample.metainfo for sample in batch_data_samples]
-        shapes = [tuple(meta["img_shape"][:2]) for meta in metas]
-        levels = self.prior_generator.grid_priors(featmap_sizes(cls_scores), device=cls_scores[0].device)
-
-        def decode(priors: Tensor, deltas: Tensor) -> Tensor:
-            anchors, level = priors.split((priors.shape[-1] - 1, 1), dim=-1)
-            return torch.cat([self.bbox_coder.decode(anchors, deltas, max_shape=shapes), level], dim=-1)
-
-        candidates = select_candidates(
-            [flatten_level(level, 1) for level in cls_scores],
-            [flatten_level(level, self.encode_size) for level in bbox_preds],
-            [F.pad(anchors, (0, 1), value=float(number)) for number, anchors in enumerate(levels)],
-            decode,
-            self.test_cfg,
-            logits=True,
-        )
-        # The level of a box takes the place of its class in the suppression.
-        assert candidates.extra is not None
-        candidates = replace(candidates, labels=candidates.extra.squeeze(-1).long())
         found = detections(candidates, metas, self.test_cfg, rescale)
         for proposals in found:
             proposals.labels = torch.zeros_like(proposals.labels)
         return found
+
+    def _candidates(
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        batch_data_samples: Sequence[DetDataSample],
+        cfg: DenseTestCfg,
+    ) -> Candidates:
+        shapes = [tuple(sample.metainfo["img_shape"][:2]) for sample in batch_data_samples]
+        levels = self.prior_generator.grid_priors(featmap_sizes(cls_scores), device=cls_scores[0].device)
+
+        def decode(anchors: Tensor, deltas: Tensor) -> Tensor:
+            return self.bbox_coder.decode(anchors, deltas, max_shape=shapes)
+
+        return level_candidates(cls_scores, bbox_preds, levels, decode, cfg, self.encode_size)

@@ -2,10 +2,13 @@
 
 from detkit.models.detectors.atss import ATSS
 from detkit.models.detectors.centernet import CenterNet
+from detkit.models.detectors.fast_rcnn import FastRCNN
+from detkit.models.detectors.faster_rcnn import FasterRCNN
 from detkit.models.detectors.fcos import FCOS
 from detkit.models.detectors.fovea import FOVEA
 from detkit.models.detectors.fsaf import FSAF
 from detkit.models.detectors.gfl import GFL
+from detkit.models.detectors.mask_rcnn import MaskRCNN
 from detkit.models.detectors.paa import PAA
 from detkit.models.detectors.reppoints_detector import RepPointsDetector
 from detkit.models.detectors.retinanet import RetinaNet
@@ -13,6 +16,7 @@ from detkit.models.detectors.rpn import RPN
 from detkit.models.detectors.rtmdet import RTMDet
 from detkit.models.detectors.single_stage import SingleStageDetector
 from detkit.models.detectors.tood import TOOD
+from detkit.models.detectors.two_stage import TwoStageDetector
 from detkit.models.detectors.vfnet import VFNet
 from detkit.models.detectors.yolo import YOLOV3
 from detkit.models.detectors.yolof import YOLOF
@@ -31,9 +35,13 @@ __all__ = [
     "YOLOV3",
     "YOLOX",
     "CenterNet",
+    "FastRCNN",
+    "FasterRCNN",
+    "MaskRCNN",
     "RTMDet",
     "RepPointsDetector",
     "RetinaNet",
     "SingleStageDetector",
+    "TwoStageDetector",
     "VFNet",
 ]

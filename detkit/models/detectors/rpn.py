@@ -27,8 +27,8 @@ class RPN(SingleStageDetector):
         init_cfg: Initialisation.
     """
 
-    train_cfg_keys = ("rpn",)
-    test_cfg_keys = ("rpn",)
+    train_cfg_keys: Mapping[str, Any] = {"rpn": "rpn_head"}
+    test_cfg_keys: Mapping[str, Any] = {"rpn": "rpn_head"}
 
     def __init__(
         self,

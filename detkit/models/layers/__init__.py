@@ -6,6 +6,7 @@ from detkit.models.layers.conv_style import ConvStyle
 from detkit.models.layers.csp_layer import CSPBlock, CSPLayer, cspnext_block, darknet_block
 from detkit.models.layers.freezing import freeze, hold_statistics
 from detkit.models.layers.l2_norm import L2Norm
+from detkit.models.layers.predictors import NormedConv2d, NormedLinear, linear_predictor
 from detkit.models.layers.spp import SPPBottleneck
 
 __all__ = [
@@ -15,10 +16,13 @@ __all__ = [
     "ConvNormShortcut",
     "ConvStyle",
     "L2Norm",
+    "NormedConv2d",
+    "NormedLinear",
     "SPPBottleneck",
     "conv_norm",
     "cspnext_block",
     "darknet_block",
     "freeze",
     "hold_statistics",
+    "linear_predictor",
 ]

@@ -1,1 +1,14 @@
-"""Heads over regions of interest; so far, their losses."""
+"""RoI heads: what a detector's second stage says of proposals."""
+
+from detkit.models.roi_heads.bbox_heads import BBoxHead, ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
+from detkit.models.roi_heads.roi_extractors import SingleRoIExtractor
+from detkit.models.roi_heads.standard_roi_head import StandardRoIHead
+
+__all__ = [
+    "BBoxHead",
+    "ConvFCBBoxHead",
+    "Shared2FCBBoxHead",
+    "Shared4Conv1FCBBoxHead",
+    "SingleRoIExtractor",
+    "StandardRoIHead",
+]

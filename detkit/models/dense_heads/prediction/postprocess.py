@@ -116,6 +116,8 @@ def select_candidates(
     for level_scores, level_predictions, level_priors, factor in zip(scores, predictions, priors, factors, strict=True):
         num_classes = level_scores.shape[2]
         choose = _best_above if level_scores.device.type == "cpu" else _best
+        if num_classes == 1:
+            choose = _best_of_one
         value, index = choose(level_scores, cfg, logits)
         prior = index // num_classes
         gather = prior.unsqueeze(-1).expand(*prior.shape, level_predictions.shape[2])
@@ -136,6 +138,20 @@ def _best(scores: Tensor, cfg: DenseTestCfg, logits: bool) -> tuple[Tensor, Tens
     """Scores (N, K) and indices (N, K) of the ``nms_pre`` best pairs of (N, A, C), without waiting for the device."""
     flat = scores.flatten(1)
     return _top(flat.sigmoid() if logits else flat, _count(cfg.nms_pre, flat.shape[1]))
+
+
+def _best_of_one(scores: Tensor, cfg: DenseTestCfg, logits: bool) -> tuple[Tensor, Tensor]:
+    """As :func:`_best` of one class, as a proposal has: hardly any prior is below the threshold.
+
+    Where there are more than are kept, equal scores come in the order of ``topk``, else in that of the priors, as
+    MMDetection's proposals do.
+    """
+    flat = scores.flatten(1)
+    flat = flat.sigmoid() if logits else flat
+    count = _count(cfg.nms_pre, flat.shape[1])
+    if count == flat.shape[1]:
+        return flat, torch.arange(count, device=flat.device).expand_as(flat)
+    return flat.topk(count, dim=1)
 
 
 def _best_above(scores: Tensor, cfg: DenseTestCfg, logits: bool) -> tuple[Tensor, Tensor]:

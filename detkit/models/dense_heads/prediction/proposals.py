@@ -1,0 +1,96 @@
+"""From dense predictions to the proposals that a second stage looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detkit.models.dense_heads.prediction.flatten import flatten_level
+from detkit.models.dense_heads.prediction.postprocess import Candidates, DenseTestCfg, select_candidates
+from detkit.ops import NMSCfg
+from detkit.structures.boxes import get_box_wh
+from detkit.structures.proposals import Proposals
+
+__all__ = ["level_candidates", "propose"]
+
+
+def level_candidates(
+    logits: Sequence[Tensor],
+    predictions: Sequence[Tensor],
+    priors: Sequence[Tensor],
+    decode: Callable[[Tensor, Tensor], Tensor],
+    cfg: DenseTestCfg,
+    encode_size: int = 4,
+) -> Candidates:
+    """The best boxes of each level; as its label, each has its level, in place of a class in the suppression.
+
+    Args:
+        logits: Per level (N, A, H_l, W_l), of an object of any class.
+        predictions: Per level (N, A * encode_size, H_l, W_l) encoded boxes.
+        priors: Per level (A_l, P).
+        decode: ``(priors (N, K, P), predictions (N, K, encode_size)) -> (N, K, 4)``.
+        cfg: Thresholds.
+        encode_size: Numbers that encode a box.
+    """
+
+    def decode_and_keep_level(chosen: Tensor, encoded: Tensor) -> Tensor:
+        own, level = chosen.split((chosen.shape[-1] - 1, 1), dim=-1)
+        return torch.cat([decode(own, encoded), level], dim=-1)
+
+    candidates = select_candidates(
+        [flatten_level(level, 1) for level in logits],
+        [flatten_level(level, encode_size) for level in predictions],
+        [F.pad(level, (0, 1), value=float(number)) for number, level in enumerate(priors)],
+        decode_and_keep_level,
+        cfg,
+        logits=True,
+    )
+    assert candidates.extra is not None
+    return replace(candidates, labels=candidates.extra.squeeze(-1).long())
+
+
+@torch.no_grad()
+def propose(candidates: Candidates, cfg: DenseTestCfg) -> Proposals:
+    """Suppress the candidates of N images in one call, and keep a fixed number of each, best first.
+
+    Suppression alone waits for the device: what is kept is put into rows of a fixed length without another look.
+
+    Args:
+        candidates: K of each image; their labels are groups that do not suppress each other.
+        cfg: Thresholds; ``max_per_img`` is the length of the rows.
+    """
+    assert isinstance(cfg.nms, NMSCfg)
+    boxes, scores, kept = candidates.boxes, candidates.scores, candidates.kept
+    num_images, num_candidates = scores.shape
+    if cfg.min_bbox_size >= 0:
+        width, height = get_box_wh(boxes)
+        kept = kept & (width > cfg.min_bbox_size) & (height > cfg.min_bbox_size)
+    image = torch.arange(num_images, device=boxes.device).unsqueeze(1)
+    groups = image.expand_as(kept)
+    if not cfg.nms.class_agnostic:
+        groups = groups + num_images * candidates.labels
+    # What the thresholds leave out comes last, in a group of its own, so that it suppresses only its like.
+    groups = torch.where(kept, groups + 1, 0).flatten()
+    scores = torch.where(kept, scores, -1.0).flatten()
+    if cfg.nms.suppress is None:
+        scores, keep = scores.sort(descending=True, stable=True)
+    else:
+        scores, keep = cfg.nms.suppress(boxes.flatten(0, 1), scores, groups, None)
+    length = num_candidates if cfg.max_per_img < 0 else min(cfg.max_per_img, num_candidates)
+    of_image = keep // max(num_candidates, 1)
+    taken = kept.flatten()[keep]
+    own = (of_image.unsqueeze(1) == image.T) & taken.unsqueeze(1)
+    rank = (own.cumsum(dim=0) - 1).gather(1, of_image.unsqueeze(1)).squeeze(1)
+    # Rows that are full drop the rest into one place at the end.
+    place = torch.where(taken & (rank < length), of_image * length + rank, num_images * length)
+    size = num_images * length + 1
+    rows = (
+        boxes.new_zeros(size, 4).scatter_(0, place.unsqueeze(1).expand(-1, 4), boxes.flatten(0, 1)[keep]),
+        scores.new_zeros(size).scatter_(0, place, scores),
+        torch.zeros(size, dtype=torch.bool, device=boxes.device).scatter_(0, place, taken),
+    )
+    return Proposals(*(values[:-1].unflatten(0, (num_images, length)) for values in rows))

@@ -1,0 +1,10 @@
+"""Box heads: class and box of a region."""
+
+from detkit.models.roi_heads.bbox_heads.bbox_head import (
+    BBoxHead,
+    ConvFCBBoxHead,
+    Shared2FCBBoxHead,
+    Shared4Conv1FCBBoxHead,
+)
+
+__all__ = ["BBoxHead", "ConvFCBBoxHead", "Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead"]

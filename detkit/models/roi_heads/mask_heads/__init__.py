@@ -1,0 +1,1 @@
+"""Mask heads: the shape of an object within its region."""

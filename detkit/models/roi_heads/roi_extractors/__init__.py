@@ -1,0 +1,5 @@
+"""RoI extractors: the features of a region."""
+
+from detkit.models.roi_heads.roi_extractors.single_level_roi_extractor import SingleRoIExtractor
+
+__all__ = ["SingleRoIExtractor"]

@@ -1,0 +1,134 @@
+"""Which proposals a RoI head learns from: a fixed number of each image, and of these the objects for masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from detkit.structures.ground_truth import GroundTruth
+from detkit.structures.proposals import Proposals, boxes_to_rois
+from detkit.task_modules import assign_batch, sample_batch
+
+__all__ = ["PositiveRoIs", "SampledRoIs", "positive_rois", "sample_rois"]
+
+
+@dataclass(frozen=True)
+class SampledRoIs:
+    """R sampled RoIs of each of N images: positives, then negatives, then padding.
+
+    R depends on settings and padded sizes alone, so that no shape follows from the data.
+
+    Attributes:
+        boxes: (N, R, 4); zeros in padding.
+        labels: (N, R) int64, the number of classes for background and padding.
+        gt_boxes: (N, R, 4) of the object; the RoI's own box where there is none.
+        gt_index: (N, R) int64, which of the image's objects; 0 where there is none.
+        positive: (N, R) bool.
+        valid: (N, R) bool, False in padding.
+        is_gt: (N, R) bool, which RoIs are objects that were added as proposals.
+        label_weights: (N, R) that the sampler gives, such as ScoreHLRSampler's of negatives; None is 1 for all.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    gt_boxes: Tensor
+    gt_index: Tensor
+    positive: Tensor
+    valid: Tensor
+    is_gt: Tensor
+    label_weights: Tensor | None = None
+
+    @property
+    def rois(self) -> Tensor:
+        """(N * R, 5), the index of the image before each box."""
+        return boxes_to_rois(self.boxes)
+
+
+@torch.no_grad()
+def sample_rois(
+    proposals: Proposals,
+    ground_truth: GroundTruth,
+    assigner: Any,
+    sampler: Any,
+    num_classes: int,
+    feats: Sequence[Tensor] | None = None,
+) -> SampledRoIs:
+    """Assign the proposals of a batch to its objects, and sample.
+
+    Args:
+        proposals: Of N images.
+        ground_truth: Their objects.
+        assigner: Registered assigner, batched or per image.
+        sampler: Registered sampler, batched or per image.
+        num_classes: Label of the background.
+        feats: Feature levels, for a sampler that runs the head.
+    """
+    assigned = assign_batch(assigner, proposals.boxes, ground_truth, proposals.valid)
+    sampled = sample_batch(sampler, assigned, proposals.boxes, ground_truth, feats=feats)
+    sampled, weights = sampled if isinstance(sampled[0], tuple) else (sampled, None)
+    assert sampled.priors is not None
+    assert sampled.gt_inds is not None
+    available = sampled.positive.shape[1]
+    rows = sampled.compact(min(getattr(sampler, "num", available), available))
+    boxes = torch.where(rows.valid.unsqueeze(-1), rows.of(sampled.priors), 0.0)
+    gt_inds = torch.where(rows.positive, rows.of(sampled.gt_inds), 0)
+    gt_boxes, labels = ground_truth.matched(gt_inds, boxes)
+    is_gt = torch.zeros_like(rows.valid) if sampled.is_gt is None else rows.of(sampled.is_gt) & rows.valid
+    if weights is not None:
+        weights = torch.where(rows.positive, 1.0, rows.of(weights))
+    return SampledRoIs(
+        boxes=boxes,
+        labels=torch.where(rows.positive, labels, num_classes),
+        gt_boxes=gt_boxes,
+        gt_index=(gt_inds - 1).clamp(min=0),
+        positive=rows.positive,
+        valid=rows.valid,
+        is_gt=is_gt,
+        label_weights=weights,
+    )
+
+
+class PositiveRoIs(NamedTuple):
+    """The K positive RoIs of a batch, image after image, without padding.
+
+    Attributes:
+        rois: (K, 5), the index of the image before each box.
+        labels: (K,) int64.
+        gt_index: (K,) int64, which of its image's objects.
+        place: (K,) int64, which row of the N * R sampled RoIs.
+        counts: How many there are of each image.
+    """
+
+    rois: Tensor
+    labels: Tensor
+    gt_index: Tensor
+    place: Tensor
+    counts: list[int]
+
+
+def positive_rois(stages: Sequence[SampledRoIs]) -> list[PositiveRoIs]:
+    """The positive RoIs of one sample, or of each stage of a cascade.
+
+    Masks are too dear to be computed of padding too. So the device is asked here, once for all stages of a step,
+    how many positives there are: the one place where a two-stage detector's training waits, suppression aside.
+    """
+    counts = torch.stack([stage.positive.sum(dim=1) for stage in stages]).tolist()
+    return [_compact(stage, of_images) for stage, of_images in zip(stages, counts, strict=True)]
+
+
+def _compact(stage: SampledRoIs, counts: list[int]) -> PositiveRoIs:
+    num_rois = stage.positive.shape[1]
+    # Positives come first in each image, so that their rows follow from their numbers.
+    rows = [torch.arange(count) + image * num_rois for image, count in enumerate(counts)]
+    place = torch.cat(rows).to(stage.boxes.device, non_blocking=True)
+    return PositiveRoIs(
+        rois=stage.rois[place],
+        labels=stage.labels.flatten()[place],
+        gt_index=stage.gt_index.flatten()[place],
+        place=place,
+        counts=counts,
+    )

@@ -1,0 +1,1 @@
+"""Layers that all heads of a region share."""
