@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +49,15 @@ def level_candidates(
         logits=True,
     )
     assert candidates.extra is not None
-    return replace(candidates, labels=candidates.extra.squeeze(-1).long())
+    # Not a stable sort: of many boxes with one saturated score, MMDetection's order decides which are proposed.
+    scores, order = candidates.scores.sort(dim=1, descending=True)
+    corners = order.unsqueeze(-1).expand(-1, -1, 4)
+    return Candidates(
+        scores,
+        candidates.extra.squeeze(-1).long().gather(1, order),
+        candidates.boxes.gather(1, corners),
+        candidates.kept.gather(1, order),
+    )
 
 
 @torch.no_grad()
