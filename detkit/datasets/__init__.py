@@ -18,6 +18,7 @@ from detkit.datasets.label_map import LabelMap
 from detkit.datasets.mixing import MultiImageMixDataset
 from detkit.datasets.samplers import InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
 from detkit.datasets.shapes import ShapesDataset
+from detkit.datasets.xml_files import VOCDataset, WIDERFaceDataset, XMLDataset
 
 __all__ = [
     "AspectRatioBatchSampler",
@@ -37,5 +38,8 @@ __all__ = [
     "ShapesDataset",
     "TrainingSampler",
     "V3DetDataset",
+    "VOCDataset",
+    "WIDERFaceDataset",
+    "XMLDataset",
     "iSAIDDataset",
 ]

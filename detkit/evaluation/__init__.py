@@ -2,5 +2,6 @@
 
 from detkit.evaluation.coco_metric import CocoMetric
 from detkit.evaluation.dump_proposals import DumpProposals
+from detkit.evaluation.voc_metric import VOCMetric
 
-__all__ = ["CocoMetric", "DumpProposals"]
+__all__ = ["CocoMetric", "DumpProposals", "VOCMetric"]
