@@ -17,6 +17,7 @@ HEADS = [
     "FoveaHead",
     "FreeAnchorRetinaHead",
     "FSAFHead",
+    "GARetinaHead",
     "GFLHead",
     "PAAHead",
     "RepPointsHead",

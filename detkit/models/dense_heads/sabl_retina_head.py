@@ -15,6 +15,11 @@ from detkit.losses.reduction import reduce_mean
 from detkit.models.dense_heads.layers.towers import conv_tower
 from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
 from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
+from detkit.models.dense_heads.targets.approx_squares import (
+    approx_and_square_generators,
+    approxs_of_squares,
+    valid_squares,
+)
 from detkit.models.dense_heads.targets.part_checks import (
     check_assigner,
     check_coder,
@@ -26,7 +31,6 @@ from detkit.models.dense_heads.targets.prior_targets import prior_targets
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
-from detkit.task_modules import anchor_inside_flags
 
 __all__ = ["SABLRetinaHead"]
 
@@ -85,21 +89,9 @@ class SABLRetinaHead(BaseModule):
         if num_classes < 1:
             raise ValueError(f"SABLRetinaHead: num_classes must be at least 1, got {num_classes}")
         self.num_classes = num_classes
-        strides = [8, 16, 32, 64, 128]
-        self.approx_generator = TASK_UTILS.build(approx_anchor_generator or _default_approxs(strides))
-        self.prior_generator = TASK_UTILS.build(
-            square_anchor_generator or {"type": "AnchorGenerator", "ratios": [1.0], "scales": [4], "strides": strides}
+        self.approx_generator, self.prior_generator = approx_and_square_generators(
+            approx_anchor_generator, square_anchor_generator, 4, 8, "SABLRetinaHead"
         )
-        if self.approx_generator.strides != self.prior_generator.strides:
-            raise ValueError(
-                f"SABLRetinaHead: strides of approx_anchor_generator {self.approx_generator.strides} and "
-                f"square_anchor_generator {self.prior_generator.strides} must be the same"
-            )
-        if set(self.prior_generator.num_base_priors) != {1}:
-            raise ValueError(
-                "SABLRetinaHead: square_anchor_generator must make one square per cell, it makes "
-                f"{self.prior_generator.num_base_priors}"
-            )
         self.bbox_coder = TASK_UTILS.build(
             bbox_coder or {"type": "BucketingBBoxCoder", "num_buckets": 14, "scale_factor": 3.0}
         )
@@ -157,7 +149,7 @@ class SABLRetinaHead(BaseModule):
         sizes, device = featmap_sizes(cls_scores), cls_scores[0].device
         levels = self.prior_generator.grid_priors(sizes, device=device)
         squares = torch.cat(levels)  # (A, 4)
-        approxs = torch.cat(self.approx_generator.grid_priors(sizes, device=device)).view(len(squares), -1, 4)
+        approxs = approxs_of_squares(self.approx_generator, sizes, len(squares), device)
         offered = {"approxs": approxs, "num_level_priors": [len(level) for level in levels]}
         truth = GroundTruth.from_samples(batch_data_samples)
         metas = [sample.metainfo for sample in batch_data_samples]
@@ -165,7 +157,7 @@ class SABLRetinaHead(BaseModule):
             squares,
             squares,
             truth,
-            self._taking_part(approxs, sizes, metas),
+            valid_squares(approxs, self.approx_generator, sizes, metas, self.allowed_border),
             self.assigner,
             self.sampler,
             self.num_classes,
@@ -195,17 +187,6 @@ class SABLRetinaHead(BaseModule):
                 avg_factor=avg_factor * 4 * self.bbox_coder.offset_topk,
             ),
         }
-
-    def _taking_part(
-        self, approxs: Tensor, sizes: Sequence[tuple[int, int]], metas: Sequence[Mapping[str, Any]]
-    ) -> Tensor:
-        """Squares of which a shape at least takes part in training, (N, A) bool."""
-        shapes, rows = approxs.flatten(0, 1), []
-        for meta in metas:
-            flags = torch.cat(self.approx_generator.valid_flags(sizes, meta["pad_shape"], approxs.device))
-            inside = anchor_inside_flags(shapes, flags, meta["img_shape"][:2], self.allowed_border)
-            rows.append(inside.view(len(approxs), -1).any(dim=1))
-        return torch.stack(rows)
 
     def predict(
         self, x: Sequence[Tensor], batch_data_samples: Sequence[DetDataSample], rescale: bool = False
@@ -240,16 +221,6 @@ class SABLRetinaHead(BaseModule):
     def _activate(self, logits: Tensor) -> Tensor:
         """Scores (N, A, C) of logits, background left out."""
         return logits.sigmoid() if self.use_sigmoid_cls else logits.softmax(dim=-1)[..., :-1]
-
-
-def _default_approxs(strides: Sequence[int]) -> dict[str, Any]:
-    return {
-        "type": "AnchorGenerator",
-        "octave_base_scale": 4,
-        "scales_per_octave": 3,
-        "ratios": [0.5, 1.0, 2.0],
-        "strides": list(strides),
-    }
 
 
 def _default_init() -> dict[str, Any]:

@@ -14,6 +14,9 @@ SOFTMAX = {"type": "CrossEntropyLoss"}
 BCE = {"type": "CrossEntropyLoss", "use_sigmoid": True}
 SUM = {"reduction": "sum"}
 OWN = {"num_classes": 2, "in_channels": 8}
+IOU = {"type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.5}
+RANDOM = {"type": "RandomSampler", "num": 4, "pos_fraction": 0.5}
+SQUARE = {"type": "AnchorGenerator", "ratios": [1.0], "scales": [8]}
 NO_CHANNEL = "CrossEntropyLoss with use_sigmoid=False needs a channel for the background"
 REFUSED = [
     ("ATSSHead", {"loss_centerness": SOFTMAX}, f"loss_centerness: {NO_CHANNEL}"),
@@ -29,6 +32,28 @@ REFUSED = [
     ("FCOSHead", {"loss_centerness": {"type": "QualityFocalLoss"}}, "loss_centerness: QualityFocalLoss learns labels"),
     ("FoveaHead", {"loss_cls": SOFTMAX}, f"loss_cls: {NO_CHANNEL}"),
     ("FSAFHead", {"loss_cls": SOFTMAX}, f"loss_cls: {NO_CHANNEL}"),
+    ("GARetinaHead", {"loss_loc": SOFTMAX}, f"loss_loc: {NO_CHANNEL}"),
+    ("GARetinaHead", {"loss_shape": BCE}, "loss_shape: CrossEntropyLoss learns labels"),
+    ("GARetinaHead", {"loss_bbox": {"type": "GIoULoss"}}, "loss_bbox: GIoULoss learns boxes.*reg_decoded_bbox=True"),
+    ("GARetinaHead", {"anchor_coder": {"type": "YOLOBBoxCoder"}}, "anchor_coder: YOLOBBoxCoder codes boxes by boxes"),
+    ("GARetinaHead", {"loc_filter_thr": 2}, r"loc_filter_thr must be in \[0, 1\], got 2"),
+    ("GARetinaHead", {"train_cfg": {"assigner": IOU}}, "train_cfg needs both assigner and ga_assigner"),
+    (
+        "GARetinaHead",
+        {"train_cfg": {"center_ratio": 0.6}},
+        "train_cfg needs 0 < center_ratio <= ignore_ratio <= 1, got",
+    ),
+    (
+        "GARetinaHead",
+        {"train_cfg": {"assigner": IOU, "ga_assigner": {"type": "PointAssigner"}}},
+        "train_cfg.ga_assigner: PointAssigner assigns points",
+    ),
+    ("GARetinaHead", {"train_cfg": {"ga_sampler": RANDOM}}, "train_cfg.ga_sampler: RandomSampler adds objects"),
+    (
+        "GARetinaHead",
+        {"approx_anchor_generator": {**SQUARE, "strides": [4, 8, 16, 32, 64]}},
+        "approx_anchor_generator needs octave_base_scale",
+    ),
     ("PAAHead", {"loss_cls": SOFTMAX}, f"loss_cls: {NO_CHANNEL}"),
     ("PAAHead", {"loss_centerness": {"type": "GIoULoss"}}, "loss_centerness: GIoULoss learns boxes"),
     ("RepPointsHead", {"loss_cls": {"type": "QualityFocalLoss"}}, "loss_cls: QualityFocalLoss learns labels with"),

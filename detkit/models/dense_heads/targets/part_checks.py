@@ -25,7 +25,11 @@ __all__ = [
 
 
 def check_assigner(
-    assigner: Any, offered: Collection[str], head: str, kinds: Collection[str] = ("boxes",)
+    assigner: Any,
+    offered: Collection[str],
+    head: str,
+    kinds: Collection[str] = ("boxes",),
+    argument: str = "train_cfg.assigner",
 ) -> list[str]:
     """What of ``offered`` the assigner asks for besides priors.
 
@@ -34,32 +38,33 @@ def check_assigner(
         offered: What the head can give besides.
         head: Who would use it.
         kinds: What priors of the head may be to it.
+        argument: Where it comes from, for messages.
 
     Raises:
         ValueError: It assigns something else, or asks for more.
     """
     kind, name = getattr(assigner, "prior_kind", "boxes"), type(assigner).__name__
     if kind not in kinds:
-        raise ValueError(f"{head}: train_cfg.assigner: {name} assigns {kind}; this head has {' or '.join(kinds)}")
+        raise ValueError(f"{head}: {argument}: {name} assigns {kind}; this head has {' or '.join(kinds)}")
     needed = needed_inputs(assigner)
     missing = [name for name in needed if name not in offered]
     if missing:
         raise ValueError(
-            f"{head}: train_cfg.assigner: {name} needs {', '.join(missing)}, which this head does not give; it has "
+            f"{head}: {argument}: {name} needs {', '.join(missing)}, which this head does not give; it has "
             f"{', '.join(offered)}"
         )
     return needed
 
 
-def check_coder(coder: Any, kind: str, head: str) -> None:
-    """Refuse a box coder of other priors than ``head`` has.
+def check_coder(coder: Any, kind: str, head: str, argument: str = "bbox_coder") -> None:
+    """Refuse a box coder of other priors than ``head`` has; ``argument`` is where it comes from.
 
     Raises:
         ValueError: With what it codes.
     """
     own = getattr(coder, "prior_kind", "boxes")
     if own != kind:
-        raise ValueError(f"{head}: bbox_coder: {type(coder).__name__} codes boxes by {own}; this head has {kind}")
+        raise ValueError(f"{head}: {argument}: {type(coder).__name__} codes boxes by {own}; this head has {kind}")
 
 
 def check_loss(loss: Any, kinds: Collection[str], head: str, argument: str, remedy: str = "") -> None:
@@ -123,7 +128,7 @@ def check_box_loss(loss: Any, decoded: bool, head: str, argument: str = "loss_bb
         check_loss(loss, ["coordinates"], head, argument, "reg_decoded_bbox=True compares boxes")
 
 
-def dense_sampler(cfg: Mapping[str, Any] | None, head: str) -> Any:
+def dense_sampler(cfg: Mapping[str, Any] | None, head: str, argument: str = "train_cfg.sampler") -> Any:
     """Build a sampler of priors; None takes every prior that the assigner does not ignore.
 
     Raises:
@@ -131,11 +136,11 @@ def dense_sampler(cfg: Mapping[str, Any] | None, head: str) -> Any:
     """
     if cfg is None:
         return TASK_UTILS.build({"type": "PseudoSampler"})
-    _check_sampler_type(cfg, head, "train_cfg.sampler")
+    _check_sampler_type(cfg, head, argument)
     sampler = TASK_UTILS.build(cfg)
     if getattr(sampler, "add_gt_as_proposals", False):
         raise ValueError(
-            f"{head}: train_cfg.sampler: {type(sampler).__name__} adds objects as proposals, and a dense head predicts "
+            f"{head}: {argument}: {type(sampler).__name__} adds objects as proposals, and a dense head predicts "
             "nothing for them; set add_gt_as_proposals=False"
         )
     return sampler
