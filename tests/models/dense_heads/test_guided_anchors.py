@@ -36,7 +36,8 @@ def test_a_location_learns_to_be_the_middle_of_an_object():
     cells = slope[0].numel()
     central, counted = targets.central[:, :cells], targets.loc_weights[:, :cells] > 0
     slope = slope.flatten(1)
-    assert (slope[central & counted] < 0).all() and central.any()
+    assert (slope[central & counted] < 0).all()
+    assert central.any()
     assert (slope[~central & counted] > 0).all()
 
 
@@ -88,5 +89,6 @@ def test_a_border_leaves_out_squares_and_anchors_without_waiting(name):
     assert (bound.of_anchors.label_weights <= free.of_anchors.label_weights).all()
     taking_part = bound.of_anchors.label_weights > 0
     outside = (bound.anchors[..., :2] < 0).any(dim=-1) | (bound.anchors[..., 2] >= 96)
-    assert taking_part.any() and not (taking_part & outside).any()
+    assert taking_part.any()
+    assert not (taking_part & outside).any()
     assert free.of_anchors.label_weights.sum() > taking_part.sum()

@@ -39,7 +39,8 @@ def test_regions_by_hand():
     """
     positive, weights = targets_of(truth_of([[8.0, 8, 24, 24]]))
     fine, middle, coarse = levels_of(positive)
-    assert not fine.any() and not coarse.any()
+    assert not fine.any()
+    assert not coarse.any()
     assert middle.nonzero().tolist() == [[2, 2]]
     fine, middle, coarse = levels_of(weights)
     expected = torch.full((8, 8), 0.1)
@@ -67,14 +68,16 @@ def test_objects_beyond_the_levels_belong_to_the_first_and_the_last():
     positive, _ = targets_of(truth_of([[1.0, 1, 2, 2], [0.0, 0, 32, 32], [5.0, 5, 5, 5]]))
     fine, middle, coarse = levels_of(positive)
     assert fine.nonzero().tolist() == [[0, 0], [1, 1]]
-    assert not middle.any() and coarse.any()
+    assert not middle.any()
+    assert coarse.any()
 
 
 @pytest.mark.parametrize("images", [([],), ([], [])])
 def test_without_objects_all_is_negative(images):
     positive, weights = targets_of(truth_of(*images))
     assert positive.shape == weights.shape == (len(images), 84)
-    assert not positive.any() and (weights == 0.1).all()
+    assert not positive.any()
+    assert (weights == 0.1).all()
 
 
 def plain_loop(boxes, center_ratio, ignore_ratio, sizes):
