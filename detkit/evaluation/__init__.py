@@ -2,6 +2,7 @@
 
 from detkit.evaluation.coco_metric import CocoMetric
 from detkit.evaluation.dump_proposals import DumpProposals
+from detkit.evaluation.lvis_metric import LVISMetric
 from detkit.evaluation.voc_metric import VOCMetric
 
-__all__ = ["CocoMetric", "DumpProposals", "VOCMetric"]
+__all__ = ["CocoMetric", "DumpProposals", "LVISMetric", "VOCMetric"]

@@ -36,11 +36,17 @@ class CocoCurves(NamedTuple):
     category_ids: Sequence[int | None]
 
     def average_precision(
-        self, area: str = "all", iou_thr: float | None = None, max_dets: int | None = None, category: int | None = None
+        self,
+        area: str = "all",
+        iou_thr: float | None = None,
+        max_dets: int | None = None,
+        category: int | Sequence[int] | None = None,
     ) -> float:
-        """Mean over thresholds (or at ``iou_thr``), recall levels and categories (or of ``category``)."""
+        """Mean over thresholds (or at ``iou_thr``), recall levels and categories (or of ``category``, one or some)."""
         thresholds = slice(None) if iou_thr is None else np.isclose(self.iou_thrs, iou_thr)
-        categories = slice(None) if category is None else [self.category_ids.index(category)]
+        chosen = self.category_ids if category is None else category
+        chosen = chosen if isinstance(chosen, Sequence) else [chosen]
+        categories = np.array([self.category_ids.index(one) for one in chosen], dtype=int)
         values = self.precision[thresholds][:, :, categories, AREAS.index(area), self._limit(max_dets)]
         return _mean(values)
 

@@ -32,10 +32,8 @@ from detkit.registry import METRICS, nearest
 
 __all__ = ["CocoMetric"]
 
-_METRICS = ("bbox", "segm", "proposal", "proposal_fast")
 _PRECISION_ITEMS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 _RECALL_ITEMS = ("AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@1000")
-_ITEMS = _PRECISION_ITEMS + _RECALL_ITEMS
 _MAP_MAX_DETS = 100  # COCO's main figure looks at the best 100 detections of an image
 
 
@@ -75,6 +73,8 @@ class CocoMetric(BaseMetric):
     """
 
     default_prefix = "coco"
+    metric_names: tuple[str, ...] = ("bbox", "segm", "proposal", "proposal_fast")
+    item_names: tuple[str, ...] = _PRECISION_ITEMS + _RECALL_ITEMS
 
     def __init__(
         self,
@@ -94,8 +94,8 @@ class CocoMetric(BaseMetric):
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.metrics = [metric] if isinstance(metric, str) else list(metric)
         self.metric_items = list(metric_items) if metric_items is not None else None
-        _check_names(self.metrics, _METRICS, "metric")
-        _check_names(self.metric_items or (), _ITEMS, "metric item")
+        self._check_names(self.metrics, self.metric_names, "metric")
+        self._check_names(self.metric_items or (), self.item_names, "metric item")
         if format_only and outfile_prefix is None:
             raise ValueError("format_only=True writes the detections: give outfile_prefix, where to")
         if set(self.metrics) != {"proposal_fast"} and len(proposal_nums) != 3:
@@ -157,22 +157,28 @@ class CocoMetric(BaseMetric):
             if metric == "proposal_fast":
                 figures.update(self._fast_recall(results, truth))
                 continue
-            curves = evaluate(
-                truth,
-                detections,
-                iou_type="segm" if metric == "segm" else "bbox",
-                image_ids=list(truth.imgs),
-                category_ids=category_ids,
-                iou_thrs=self.iou_thrs,
-                max_dets=self.proposal_nums,
-                use_categories=metric != "proposal",
-            )
-            figures.update(self._figures(curves, metric))
+            curves = self._curves(truth, detections, metric, category_ids)
+            figures.update(self._figures(curves, metric, truth))
             if self.classwise and metric != "proposal":
                 figures.update(self._class_figures(curves, metric, category_ids))
         return figures
 
-    def _figures(self, curves: CocoCurves, metric: str) -> dict[str, float]:
+    def _curves(
+        self, truth: COCO, detections: Sequence[Mapping[str, Any]], metric: str, category_ids: Sequence[int]
+    ) -> CocoCurves:
+        """Precision and recall of the detections."""
+        return evaluate(
+            truth,
+            detections,
+            iou_type="segm" if metric == "segm" else "bbox",
+            image_ids=list(truth.imgs),
+            category_ids=category_ids,
+            iou_thrs=self.iou_thrs,
+            max_dets=self.proposal_nums,
+            use_categories=metric != "proposal",
+        )
+
+    def _figures(self, curves: CocoCurves, metric: str, truth: COCO) -> dict[str, float]:
         """The items asked for, by name."""
         limits = curves.max_dets
         fixed_thr = NOT_EVALUATED if self.has_own_thresholds else None
@@ -223,6 +229,13 @@ class CocoMetric(BaseMetric):
         print_log("  ".join(f"{name} {value:.3f}" for name, value in figures.items()), logger="current")
         return figures
 
+    def _check_names(self, given: Sequence[str], known: Sequence[str], what: str) -> None:
+        for name in given:
+            if name not in known:
+                close = " or ".join(map(repr, nearest(name, known)))
+                kind = type(self).__name__
+                raise KeyError(f"{kind} has no {what} {name!r}; did you mean {close}? Known: {', '.join(known)}")
+
     def _classes(self) -> Sequence[str]:
         classes = (self.dataset_meta or {}).get("classes")
         if not classes:
@@ -256,13 +269,6 @@ class CocoMetric(BaseMetric):
                 raise ValueError(f"{self._annotation_file()}: the categories {ids} are all named {name!r}")
             chosen.append(meta_id if len(ids) > 1 else ids[0])
         return chosen
-
-
-def _check_names(given: Sequence[str], known: Sequence[str], what: str) -> None:
-    for name in given:
-        if name not in known:
-            close = " or ".join(map(repr, nearest(name, known)))
-            raise KeyError(f"CocoMetric has no {what} {name!r}; did you mean {close}? Known: {', '.join(known)}")
 
 
 def _check_truth_masks(truth: COCO, category_ids: Sequence[int], file: str | None) -> None:
