@@ -18,8 +18,8 @@ from PIL import Image
 from torch import nn
 
 from detkit import config as configs
-from detkit.checkpoints import load_weights, open_checkpoint
-from detkit.engine.data.labels import check_heads, classes_of
+from detkit.checkpoints import class_names, load_weights, open_checkpoint
+from detkit.engine.data.labels import check_heads
 from detkit.engine.environment import select_device
 from detkit.registry import MODELS, TRANSFORMS, building
 from detkit.structures import DetDataSample
@@ -99,8 +99,8 @@ class DetInferencer:
         with DefaultScope.overwrite_default_scope("detkit"):
             self.model: Any = _build_model(self.config)
             self._load_image, self._transforms = _build_pipeline(self.config)
-        load_weights(self.model, content, strict=True)
         check_heads(self.model, SimpleNamespace(metainfo={"classes": self.classes}), str(checkpoint))
+        load_weights(self.model, content, strict=True, name=str(checkpoint))
         self.model.to(self.device).eval()
 
     def __call__(
@@ -222,7 +222,7 @@ def _config_of(content: Mapping[str, Any], config: Any, checkpoint: Path_) -> Ma
 
 
 def _classes_of(content: Mapping[str, Any], classes: Sequence[str] | None, checkpoint: Path_) -> tuple[str, ...]:
-    names = classes_of(content) if classes is None else classes
+    names = class_names(content) if classes is None else classes
     if not names:
         raise ValueError(f"{checkpoint}: carries no class names; give them in label order (classes)")
     return tuple(names)

@@ -92,6 +92,9 @@ EXAMPLES: dict[str, Any] = {
     "SSDAnchorGenerator.ratios": [[2], [2, 3], [2, 3], [2, 3], [2], [2]],
     "LegacySSDAnchorGenerator.ratios": [[2], [2, 3], [2, 3], [2, 3], [2], [2]],
     "LegacySSDAnchorGenerator.basesize_ratio_range": (0.15, 0.9),
+    "TorchvisionAnchorGenerator.strides": [8, 16],
+    "TorchvisionAnchorGenerator.sizes": [[32], [64]],
+    "TorchvisionPointGenerator.strides": [8, 16],
     "YOLOAnchorGenerator.strides": [32, 16, 8],
     "YOLOAnchorGenerator.base_sizes": [
         [(116, 90), (156, 198), (373, 326)],

@@ -6,63 +6,26 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from detkit.checkpoints.class_rows import ClassRows, carry_rows
 from detkit.checkpoints.formats import with_state_dict
-from detkit.checkpoints.key_matching import common_prefix, match_suffixes, revise_keys, strip_wrapper
+from detkit.checkpoints.key_matching import match_suffixes, revise_keys, strip_wrapper
+from detkit.checkpoints.origins import class_names, with_own_names
+from detkit.checkpoints.report import LoadReport
 from detkit.checkpoints.schemes import open_checkpoint
+from detkit.checkpoints.trunk import check_trunk, describe, needs_no_loading
 
-__all__ = ["LoadReport", "load_weights"]
+__all__ = ["load_weights"]
 
 _MATCHING = ("exact", "suffix")
 # What Detectron2 keeps among its weights and computes here.
 _COMPUTED = re.compile(r"(^|\.)(pixel_mean|pixel_std)$|anchor_generator\.cell_anchors")
-
-
-class LoadReport(NamedTuple):
-    """What :func:`load_weights` did; the names are state-dict keys.
-
-    Attributes:
-        loaded: How many tensors of the file were taken over.
-        missing: In the model, not in the file.
-        unexpected: In the file, not in the model.
-        mismatched: In both, with different shapes: ``name: file (64, 3), model (64, 1)``.
-        renamed: Name in the model -> name in the file, where they differ.
-    """
-
-    loaded: int
-    missing: list[str]
-    unexpected: list[str]
-    mismatched: list[str]
-    renamed: dict[str, str] = {}
-
-    @property
-    def complete(self) -> bool:
-        """Whether model and file have the same keys and shapes."""
-        return not (self.missing or self.unexpected or self.mismatched)
-
-    def __str__(self) -> str:
-        parts = [f"{self.loaded} tensors loaded"]
-        for label in ("missing", "unexpected", "mismatched"):
-            names: list[str] = getattr(self, label)
-            if names:
-                parts.append(f"{len(names)} {label} ({_shortened(names)})")
-        if self.renamed:
-            pairs = [f"{given} as {own}" for own, given in self.renamed.items()]
-            parts.append(f"{len(pairs)} by the end of their names ({_shortened(pairs)})")
-        return "; ".join(parts)
-
-
-def _shortened(names: list[str]) -> str:
-    if len(names) <= 5:
-        return ", ".join(names)
-    shared = common_prefix(names).rpartition(".")[0]
-    return f"all in {shared}" if shared else f"{', '.join(names[:5])} and {len(names) - 5} more"
 
 
 def load_weights(
@@ -72,26 +35,32 @@ def load_weights(
     revise: Sequence[tuple[str, str]] = (),
     key_matching: str | None = None,
     name: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> LoadReport:
     """Load the weights of a checkpoint into ``model``, which may be wrapped for several processes.
+
+    Files of torchvision's and Detectron2's detectors are recognised by their names, which are translated; so are those
+    that MMDetection has changed since.
 
     Args:
         model: Receives the tensors whose name and shape agree. Lazy parameters take the shape of what they receive.
         source: A checkpoint file, a URL, or the content: ``{'state_dict': ...}`` or a bare state dict. A ``module.``
             before all its names is dropped.
         strict: Whether every key and shape must agree.
-        revise: Pairs (pattern, replacement) that rename what the file holds, before names are compared.
+        revise: Pairs (pattern, replacement) that rename what the file holds, before anything else.
         key_matching: ``exact``, or ``suffix``: a name of the model takes the longest name of the file with which it
             ends, ``backbone.body.conv1.weight`` that of ``conv1.weight``. By default ``suffix`` for files that ask
             for it, by their format or by ``?matching_heuristics=True`` after their name, and else ``exact``.
         name: What messages call the source where it is no file.
+        classes: Names of the model's classes in label order. Where the file names others, the rows of those that both
+            have are taken over, and the others' rows stay as they are; not with ``strict``.
 
     Returns:
         What was loaded and what was not.
 
     Raises:
-        ValueError: Nothing fits, or ``strict`` and something does not, or it is not clear what belongs where; the
-            model is then unchanged.
+        ValueError: Nothing fits, the backbone is another one, ``strict`` and something does not fit, or it is not
+            clear what belongs where; the model is then unchanged.
     """
     name = name or ("checkpoint" if isinstance(source, Mapping) else str(source))
     if key_matching is not None and key_matching not in _MATCHING:
@@ -102,18 +71,41 @@ def load_weights(
         state = revise_keys(state, revise)
     module = _unwrapped(model)
     own = module.state_dict()
-    matching = key_matching or ("suffix" if content.get("matching_heuristics") else "exact")
+    state, origin = _translated(state, content, own, name)
+    by_suffix = content.get("matching_heuristics") and origin is None  # conv1 would fit every block
+    matching = key_matching or ("suffix" if by_suffix else "exact")
     pairs = match_suffixes(own, state) if matching == "suffix" else {key: key for key in own if key in state}
-    mismatched = {key: given for key, given in pairs.items() if not _fits(state[given], own[key])}
+    rows = None
+    carried: dict[str, Tensor] = {}
+    file_classes = None if strict or classes is None else class_names(content)
+    if classes is not None and file_classes is not None and list(classes) != file_classes:
+        carried, rows = carry_rows(module, own, state, pairs, classes, file_classes)
+    mismatched = {
+        key: given for key, given in pairs.items() if key not in carried and not _fits(state[given], own[key])
+    }
     fitting = {key: given for key, given in pairs.items() if key not in mismatched}
     _refuse_ambiguous(fitting, name)
-    report = _report(module, own, state, fitting, mismatched)
+    report = _report(module, own, state, fitting, mismatched, rows, origin)
     if not fitting:
-        raise ValueError(f"{name}: no tensor of it fits this model; is it the checkpoint of another one? {report}")
+        raise ValueError(
+            f"{name}: no tensor of it fits this model; is it the checkpoint of another one? It looks like "
+            f"{describe(state)}; the model is {describe(own)}; {report}"
+        )
+    check_trunk(own, state, fitting, name)
     if strict and not report.complete:
         raise ValueError(f"{name}: weights and model do not agree: {report}")
-    module.load_state_dict({key: state[given] for key, given in fitting.items()}, strict=False)
+    loaded = {key: carried.get(key, state[given]) for key, given in fitting.items()}
+    module.load_state_dict(loaded, strict=False)
     return report
+
+
+def _translated(
+    state: Mapping[str, Any], content: Mapping[str, Any], own: Mapping[str, Any], name: str
+) -> tuple[dict[str, Any], str | None]:
+    try:
+        return with_own_names(state, content, own)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _tensors(state: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -154,16 +146,24 @@ def _report(
     state: Mapping[str, Any],
     fitting: Mapping[str, str],
     mismatched: Mapping[str, str],
+    rows: ClassRows | None,
+    origin: str | None,
 ) -> LoadReport:
     used = {*fitting.values(), *mismatched.values()}
     filled = _with_aliases(module, fitting)
     return LoadReport(
         len(fitting),
-        [key for key in own if key not in filled and key not in mismatched and not _COMPUTED.search(key)],
+        [key for key in own if key not in filled and key not in mismatched and not _is_computed(key)],
         [key for key in state if key not in used and not _COMPUTED.search(key)],
         [f"{key}: file {tuple(state[name].shape)}, model {tuple(own[key].shape)}" for key, name in mismatched.items()],
         {key: given for key, given in fitting.items() if key != given},
+        rows,
+        origin,
     )
+
+
+def _is_computed(name: str) -> bool:
+    return needs_no_loading(name) or _COMPUTED.search(name) is not None
 
 
 def _with_aliases(module: nn.Module, names: Iterable[str]) -> set[str]:

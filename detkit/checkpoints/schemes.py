@@ -139,12 +139,16 @@ def _download(url: str) -> Path:
 
 
 def _torchvision(name: str) -> str:
-    """The first version published, which MMDetection trains from; ``resnet50.IMAGENET1K_V2`` names another."""
+    """The first version published, which MMDetection trains from; ``resnet50.IMAGENET1K_V2`` names another.
+
+    Of detectors, it is what the builder of this name has: ``fasterrcnn_resnet50_fpn_v2`` has weights of its own.
+    """
     from torchvision.models import get_model_weights
 
     model, _dot, version = name.partition(".")
     try:
-        return get_model_weights(model)[version or "IMAGENET1K_V1"].url
+        weights = get_model_weights(model)
+        return weights[version or next(iter(weights.__members__))].url
     except (ValueError, KeyError) as error:
         raise ValueError(f"torchvision has no weights 'torchvision://{name}'") from error
 

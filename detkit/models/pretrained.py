@@ -12,6 +12,7 @@ from torch import nn
 
 from detkit.checkpoints import load_weights, open_checkpoint
 from detkit.checkpoints.key_matching import strip_wrapper
+from detkit.checkpoints.origins import with_own_names
 
 __all__ = ["PretrainedInit"]
 
@@ -26,7 +27,8 @@ class PretrainedInit(weight_init.PretrainedInit):
     Args:
         checkpoint: A file or what has a scheme, such as ``torchvision://resnet50``; see
             :func:`detkit.checkpoints.open_checkpoint`.
-        prefix: Take only weights whose names start with it, without it: ``backbone`` of a whole detector.
+        prefix: Take only weights whose names start with it, without it: ``backbone`` of a whole detector, also of
+            torchvision or Detectron2.
         map_location: Device on which they are read.
         revise_keys: Pairs (pattern, replacement) that rename the file's weights, after ``prefix``.
         key_matching: ``exact`` or ``suffix``, see :func:`detkit.checkpoints.load_weights`.
@@ -53,8 +55,10 @@ class PretrainedInit(weight_init.PretrainedInit):
         content = open_checkpoint(self.checkpoint, self.map_location)
         if self.prefix:
             prefix = self.prefix.removesuffix(".") + "."
-            state = content["state_dict"].items()
-            part = {name.removeprefix(prefix): value for name, value in state if name.startswith(prefix)}
+            state = strip_wrapper(content["state_dict"])
+            if not any(name.startswith(prefix) for name in state):  # detectors of other projects
+                state = with_own_names(state, content, ())[0]
+            part = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             if not part:
                 raise ValueError(f"{self.checkpoint}: no weight in it starts with {prefix!r}")
             content = {**content, "state_dict": part}

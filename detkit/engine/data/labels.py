@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["check_heads", "check_metric", "check_same_classes", "class_difference", "classes_of", "label_map"]
+__all__ = ["check_heads", "check_metric", "check_same_classes", "class_difference", "label_map"]
 
 
 def label_map(dataset: Any) -> dict[str, Any] | None:
@@ -19,14 +19,6 @@ def label_map(dataset: Any) -> dict[str, Any] | None:
         return None
     ids = metainfo.get("category_ids")
     return {"classes": list(classes), "category_ids": list(ids if ids is not None else range(len(classes)))}
-
-
-def classes_of(checkpoint: Mapping[str, Any]) -> list[str] | None:
-    """Class names in label order that a checkpoint carries; None where it names none."""
-    meta = checkpoint.get("meta") or {}
-    # MMDetection's checkpoints keep the names in dataset_meta.
-    classes = (meta.get("label_map") or meta.get("dataset_meta") or {}).get("classes")
-    return list(classes) if classes else None
 
 
 def check_heads(model: nn.Module, dataset: Any, source: str) -> None:

@@ -12,8 +12,8 @@ from mmengine.optim import OptimWrapperDict
 from torch import Tensor
 
 import detkit
-from detkit.checkpoints import load_weights
-from detkit.engine.data.labels import check_same_classes, classes_of, label_map
+from detkit.checkpoints import class_names, load_weights
+from detkit.engine.data.labels import check_same_classes, label_map
 from detkit.engine.data.seeding import rng_state, set_rng_state
 from detkit.engine.distributed import all_gather
 from detkit.engine.hooks.ema import EMAHook
@@ -82,7 +82,7 @@ def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
     meta = checkpoint["meta"]
     dataset = runner.train_dataloader.dataset
     own = (label_map(dataset) or {}).get("classes")
-    check_same_classes(classes_of(checkpoint), path, own, "train_dataloader.dataset")
+    check_same_classes(class_names(checkpoint), path, own, "train_dataloader.dataset")
     _check_average(runner, checkpoint, path)
     position = _position(runner, checkpoint, path)
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)

@@ -7,12 +7,12 @@ from typing import Any
 
 from mmengine.runner import BaseLoop
 
+from detkit.checkpoints import class_names
 from detkit.engine.data.labels import (
     check_heads,
     check_metric,
     check_same_classes,
     class_difference,
-    classes_of,
     label_map,
 )
 from detkit.engine.evaluation.base_loop import evaluation_parts
@@ -59,7 +59,8 @@ def check_evaluation(runner: Any, kind: str, loop: Any) -> None:
 def check_loaded_weights(runner: Any, checkpoint: Mapping[str, Any], path: str) -> None:
     """Hold the classes that weights were trained for against those of the data.
 
-    Training may start from weights of other classes, with a warning; evaluating them makes no sense.
+    Training may start from weights of other classes, with a warning; evaluating them makes no sense. Called before the
+    weights are loaded, so that the message is of classes and not of shapes.
 
     Args:
         runner: The run.
@@ -69,11 +70,13 @@ def check_loaded_weights(runner: Any, checkpoint: Mapping[str, Any], path: str) 
     Raises:
         ValueError: An evaluation of other classes.
     """
-    trained = classes_of(checkpoint)
+    trained = class_names(checkpoint)
     if isinstance(runner._train_loop, BaseLoop):
         difference = class_difference(trained, path, _classes(runner.train_dataloader.dataset), _TRAIN)
         if difference is not None:
-            runner.logger.warning("%s; heads that fit start from the weights of other classes", difference)
+            runner.logger.warning(
+                "%s; rows of classes that both name are taken over, the others start anew", difference
+            )
         return
     for kind, loop in (("test", runner._test_loop), ("val", runner._val_loop)):
         if isinstance(loop, BaseLoop):

@@ -27,6 +27,7 @@ from detkit.checkpoints import (
     write_text,
 )
 from detkit.config import dump
+from detkit.engine.data.labels import label_map
 from detkit.engine.distributed import get_world_size, init_distributed, shared_random_seed
 from detkit.engine.environment import (
     ENV_KEYS,
@@ -293,8 +294,10 @@ class Runner(PartBuilder):
         if training and self._checkpoint_to_resume is not None:
             self.resume(self._checkpoint_to_resume[1])
         elif self._load_from is not None:
-            checkpoint = self.load_checkpoint(self._load_from, strict=not training)
-            check_loaded_weights(self, checkpoint, str(self._load_from))
+            path = str(self._load_from)
+            checkpoint = open_checkpoint(path, broadcast_from_rank0=True)
+            check_loaded_weights(self, checkpoint, path)
+            self._load_weights(checkpoint, path, strict=not training)
 
     def resume(self, filename: str) -> None:
         """Restore everything; mmengine's cannot open its own files on torch 2.6 and later, resumes schedules by
@@ -323,14 +326,33 @@ class Runner(PartBuilder):
         revise_keys: Sequence[tuple[str, str]] = (),
         key_matching: str | None = None,
     ) -> dict[str, Any]:
-        """Load weights from a file or URL, and say what did not fit; see ``detkit.checkpoints.load_weights``."""
+        """Load weights from a file or URL, and say what did not fit; see ``detkit.checkpoints.load_weights``.
+
+        The log file has every name, the console the first ones.
+        """
         checkpoint = open_checkpoint(filename, map_location, broadcast_from_rank0=True)
+        self._load_weights(checkpoint, str(filename), strict, revise_keys, key_matching)
+        return checkpoint
+
+    def _load_weights(
+        self,
+        checkpoint: dict[str, Any],
+        path: str,
+        strict: bool,
+        revise_keys: Sequence[tuple[str, str]] = (),
+        key_matching: str | None = None,
+    ) -> None:
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        report = load_weights(inner_model(self.model), checkpoint, strict, revise_keys, key_matching, str(filename))
+        classes = None
+        if isinstance(self._train_loop, BaseLoop):
+            classes = (label_map(self.train_dataloader.dataset) or {}).get("classes")
+        model = inner_model(self.model)
+        report = load_weights(model, checkpoint, strict, revise_keys, key_matching, path, classes)
         self._has_loaded = True
         level = self.logger.info if report.complete else self.logger.warning
-        level("%s: %s", filename, report)
-        return checkpoint
+        level("%s: %s", path, report)
+        if str(report) != report.full():
+            self.logger.info("%s: %s", path, report.full(), extra={"console": False})
 
     def save_checkpoint(
         self,

@@ -63,6 +63,7 @@ class FCOSHead(BaseModule):
         train_cfg: ``assigner`` (else FCOS's own), ``sampler``, ``pos_weight``, and ``box_scale``, the side in strides
             of the box that an assigner of boxes sees around each point. ``allowed_border`` means nothing to points.
         test_cfg: See :class:`DenseTestCfg`.
+        prior_generator: Registered generator of points; by default one in the middle of each cell.
 
     Raises:
         ValueError: ``num_classes`` below 1, or parts that do not fit.
@@ -96,6 +97,7 @@ class FCOSHead(BaseModule):
         conv_cfg: Cfg | None = None,
         train_cfg: Cfg | None = None,
         test_cfg: Cfg | None = None,
+        prior_generator: Cfg | None = None,
     ) -> None:
         super().__init__(init_cfg or _default_init())
         if num_classes < 1:
@@ -105,7 +107,8 @@ class FCOSHead(BaseModule):
         self.num_classes = num_classes
         self.norm_on_bbox = norm_on_bbox
         self.centerness_on_reg = centerness_on_reg
-        self.prior_generator = TASK_UTILS.build({"type": "MlvlPointGenerator", "strides": list(strides)})
+        points = {"type": "MlvlPointGenerator", "strides": list(strides)}
+        self.prior_generator = TASK_UTILS.build({**points, **(prior_generator or {})})
         self.bbox_coder = TASK_UTILS.build(bbox_coder or {"type": "DistancePointBBoxCoder"})
         self.loss_cls = MODELS.build(loss_cls or {"type": "FocalLoss"})
         self.loss_bbox = MODELS.build(loss_bbox or {"type": "IoULoss"})

@@ -1,0 +1,179 @@
+"""Detectors of torchvision: their weights under our names give their predictions."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet
+from torchvision.models.detection import (
+    FCOS,
+    RetinaNet,
+    fcos_resnet50_fpn,
+    retinanet_resnet50_fpn,
+    retinanet_resnet50_fpn_v2,
+)
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from detkit.checkpoints import class_names, load_weights, save_checkpoint_file
+from detkit.checkpoints.torchvision_names import from_torchvision
+from detkit.config import load
+from detkit.registry import MODELS
+from detkit.structures import DetDataSample
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+CHANNELS = 32
+SIZE = (160, 224)  # of the last levels torchvision rounds the strides
+UNUSED = torch.tensor([0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83])  # category ids without objects
+SETTINGS = {"min_size": SIZE[0], "max_size": SIZE[1]}
+
+
+UNLIMITED = {"model.test_cfg.nms_pre": 10**6, "model.test_cfg.max_per_img": 10**6}
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    torch.manual_seed(0)
+    return randomised(resnet.resnet18(norm_layer=FrozenBatchNorm2d)).state_dict()
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    """Statistics and biases that matter: what is moved or left out changes the result."""
+    with torch.no_grad():
+        for name, value in [*module.named_parameters(), *module.named_buffers()]:
+            if value.dim() == 1:
+                value.uniform_(-0.2, 0.2)
+            if value.dim() == 1 and ("var" in name or name.endswith("weight")):
+                value.uniform_(0.8, 1.2)
+    return module
+
+
+def pyramid(trunk, levels=(2, 3, 4), eps=0.0) -> BackboneWithFPN:
+    extra = LastLevelP6P7(CHANNELS, CHANNELS)
+    body = resnet.resnet18(norm_layer=partial(FrozenBatchNorm2d, eps=eps))
+    body.load_state_dict(trunk)
+    layers = {f"layer{level}": str(place) for place, level in enumerate(levels)}
+    return BackboneWithFPN(body, layers, [32 * 2**level for level in levels], CHANNELS, extra)
+
+
+def slim(name: str, **options) -> nn.Module:
+    """The model of a shipped config with ResNet-18 and few channels."""
+    head = {"model.bbox_head.in_channels": CHANNELS, "model.bbox_head.feat_channels": CHANNELS}
+    trunk = {"model.backbone.depth": 18, "model.neck.in_channels": [64, 128, 256, 512]}
+    cfg = load(CONFIGS / name, {**trunk, **head, "model.neck.out_channels": CHANNELS, **options})
+    return MODELS.build(cfg.model).eval()
+
+
+def image() -> torch.Tensor:
+    return torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def coco_label(category_ids: torch.Tensor) -> torch.Tensor:
+    return category_ids - (category_ids[:, None] >= UNUSED).sum(1)
+
+
+@torch.no_grad()
+def predictions(model, rgb):
+    sample = DetDataSample(
+        metainfo={"img_shape": SIZE, "ori_shape": SIZE, "scale_factor": (1.0, 1.0), "pad_shape": SIZE}
+    )
+    return model.test_step({"inputs": [rgb.flip(0)], "data_samples": [sample]})[0].pred_instances
+
+
+def assert_same_detections(model, theirs, threshold, power=1):
+    """Each detection of one has its like among those of the other; ``power`` makes our scores of torchvision's."""
+    theirs.eval()
+    rgb = image()
+    with torch.no_grad():
+        wanted = theirs([rgb / 255])[0]
+    found = predictions(model, rgb)
+    found = found[found.scores > threshold]
+    has_area = ((wanted["boxes"][:, 2:] - wanted["boxes"][:, :2]) > 0).all(1)  # torchvision keeps the others
+    boxes, scores = wanted["boxes"][has_area], wanted["scores"][has_area].pow(power)
+    labels = coco_label(wanted["labels"][has_area])
+    assert len(boxes) == len(found) > 20
+    same = (found.labels[:, None] == labels) & ((found.scores[:, None] - scores).abs() < 1e-4)
+    same &= (found.bboxes[:, None] - boxes).abs().amax(-1) < 0.01
+    assert same.any(0).all()
+    assert same.any(1).all()
+
+
+def test_retinanet(trunk, tmp_path):
+    torch.manual_seed(2)
+    theirs = RetinaNet(pyramid(trunk), 91, **SETTINGS, topk_candidates=10**6, detections_per_img=10**6)
+    strengthen(theirs, -10)
+    save_checkpoint_file(theirs.state_dict(), tmp_path / "x.pth")
+    model = slim("retinanet/retinanet_r50_fpn_torchvision.py", **UNLIMITED)
+    report = load_weights(model, tmp_path / "x.pth", strict=True)
+    assert report.origin == "torchvision"
+    assert_same_detections(model, theirs, 0.05)
+    # What torchvision publishes has the names of 2020.
+    state = theirs.state_dict()
+    old = {re.sub(r"(_blocks\.\d)\.0\.", r"\1.", old_tower(key)): value for key, value in state.items()}
+    assert old.keys() != state.keys()
+    converted, again = from_torchvision(state), from_torchvision(old)
+    assert converted.keys() == again.keys()
+    assert all(torch.equal(converted[key], again[key]) for key in converted)
+
+
+def old_tower(key: str) -> str:
+    for place in range(4):
+        key = key.replace(f".conv.{place}.0.", f".conv.{2 * place}.")
+    return key
+
+
+@torch.no_grad()
+def strengthen(theirs: nn.Module, bias: float) -> None:
+    """Scores and boxes that differ from place to place, and none of categories that COCO does not use."""
+    scores, boxes = theirs.head.classification_head, theirs.head.regression_head
+    for layer in [*scores.conv.modules(), *boxes.conv.modules()]:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    randomised(theirs.head)
+    levels = list(theirs.backbone(torch.rand(1, 3, *SIZE)).values())
+    for tower, layer, spread in ((scores.conv, scores.cls_logits, 1.5), (boxes.conv, boxes.bbox_reg, 0.3)):
+        layer.weight.normal_()
+        layer.weight *= spread / torch.cat([layer(tower(level)).flatten() for level in levels]).std()
+    scores.cls_logits.bias.normal_(bias, 0.5)
+    scores.cls_logits.bias.view(-1, 91)[:, UNUSED] = -1000
+
+
+def test_fcos(trunk):
+    torch.manual_seed(3)
+    limits = {"topk_candidates": 10**6, "detections_per_img": 10**6, "score_thresh": 0.1}
+    theirs = FCOS(pyramid(trunk, eps=1e-5), 91, **SETTINGS, **limits)
+    strengthen(theirs, -8)
+    model = slim("fcos/fcos_r50_fpn_torchvision.py", **UNLIMITED, **{"model.test_cfg.score_thr": 0.01})
+    assert load_weights(model, theirs.state_dict(), strict=True).origin == "torchvision"
+    assert_same_detections(model, theirs, 0.01, power=2)
+
+
+BUILDERS = {
+    "retinanet/retinanet_r50_fpn_torchvision.py": retinanet_resnet50_fpn,
+    "retinanet/retinanet_r50_fpn_torchvision-v2.py": retinanet_resnet50_fpn_v2,
+    "fcos/fcos_r50_fpn_torchvision.py": fcos_resnet50_fpn,
+}
+
+
+@pytest.mark.parametrize("config", BUILDERS)
+def test_every_tensor_has_its_place(config):
+    """Names and shapes of the real models, both ways."""
+    with torch.device("meta"):
+        theirs = BUILDERS[config](weights=None, weights_backbone=None).state_dict()
+        own = MODELS.build(load(CONFIGS / config).model).state_dict()
+    converted = from_torchvision(theirs)
+    assert {key: value.shape for key, value in converted.items()} == {key: value.shape for key, value in own.items()}
+    assert class_names({"state_dict": theirs})[::79] == ["person", "toothbrush"]
+    assert len(class_names({"state_dict": theirs})) == 80
+
+
+def test_detectors_without_a_partner_are_refused():
+    state = {"backbone.body.conv1.weight": torch.ones(1), "roi_heads.keypoint_head.0.weight": torch.ones(1)}
+    with pytest.raises(ValueError, match="checkpoint: the checkpoint is of a keypoint detector of torchvision"):
+        load_weights(nn.Conv2d(1, 1, 1), state)
