@@ -16,7 +16,8 @@ from detkit.datasets.coco_variants import (
 from detkit.datasets.concat import ConcatDataset
 from detkit.datasets.label_map import LabelMap
 from detkit.datasets.mixing import MultiImageMixDataset
-from detkit.datasets.samplers import InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
+from detkit.datasets.openimages import OpenImagesChallengeDataset, OpenImagesDataset
+from detkit.datasets.samplers import ClassAwareSampler, InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
 from detkit.datasets.shapes import ShapesDataset
 from detkit.datasets.xml_files import VOCDataset, WIDERFaceDataset, XMLDataset
 
@@ -24,6 +25,7 @@ __all__ = [
     "AspectRatioBatchSampler",
     "BaseDetDataset",
     "CityscapesDataset",
+    "ClassAwareSampler",
     "CocoDataset",
     "ConcatDataset",
     "DeepFashionDataset",
@@ -34,6 +36,8 @@ __all__ = [
     "MultiImageMixDataset",
     "Objects365V1Dataset",
     "Objects365V2Dataset",
+    "OpenImagesChallengeDataset",
+    "OpenImagesDataset",
     "RepeatFactorTrainingSampler",
     "ShapesDataset",
     "TrainingSampler",

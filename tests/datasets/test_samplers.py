@@ -8,8 +8,8 @@ from itertools import islice
 import pytest
 import torch
 
-from detkit.datasets import InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
-from detkit.datasets.samplers import inference, repeat_factors, training
+from detkit.datasets import ClassAwareSampler, InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
+from detkit.datasets.samplers import class_aware, inference, repeat_factors, training
 from detkit.engine.data.dataloader import build_dataloader
 from detkit.registry import DATA_SAMPLERS
 
@@ -102,3 +102,50 @@ def test_a_fraction_is_rounded_anew_in_each_pass():
 def test_an_empty_dataset_is_refused():
     with pytest.raises(ValueError, match="TrainingSampler: the dataset is empty"):
         TrainingSampler([])
+
+
+class Labelled:
+    """Images by their classes."""
+
+    def __init__(self, *labels):
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def get_cat_ids(self, index):
+        return self.labels[index]
+
+
+def test_every_class_is_sampled_as_often_as_any_other():
+    # One image of class 5, four of class 2, one of nothing.
+    sampler = ClassAwareSampler(Labelled([2], [2, 2], [5], [], [2], [2]), seed=3)
+    order = list(sampler)
+    assert len(order) == len(sampler) == 6
+    assert order.count(2) == 3
+    assert 3 not in order
+    assert len({index for index in order if index != 2}) == 3  # no image of a class again before all of it
+    assert list(sampler) == order
+    orders = set()
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        orders.add(tuple(sampler))
+    assert len(orders) > 1
+    pairs = list(ClassAwareSampler(Labelled([2], [2], [5], [5]), seed=3, num_sample_class=2))
+    assert {frozenset(pairs[:2]), frozenset(pairs[2:])} == {frozenset({0, 1}), frozenset({2, 3})}
+
+
+def test_processes_share_an_epoch_of_classes(monkeypatch):
+    dataset = Labelled([0], [1], [2], [0], [1])
+    whole = list(ClassAwareSampler(Labelled(*dataset.labels, [0]), seed=1))
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(class_aware, "get_dist_info", lambda rank=rank: (rank, 2))
+        sampler = ClassAwareSampler(Labelled(*dataset.labels, [0]), seed=1)
+        parts += list(sampler)
+        assert len(sampler) == 3
+    assert parts == whole
+    with pytest.raises(ValueError, match="none of the 2 images has an object"):
+        ClassAwareSampler(Labelled([], []))
+    with pytest.raises(ValueError, match=r"num_sample_class: .* got 0"):
+        ClassAwareSampler(dataset, num_sample_class=0)
