@@ -8,7 +8,9 @@ registered when a config may name it; nothing else is.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -157,7 +159,10 @@ def unknown_type(name: str, registry: Registry, path: str) -> KeyError:
         level = level.parent
     at = f"{path}.type" if path else "type"
     message = f"{at}: {name!r} is not in the registry {_label(registry)}"
-    bare = name.rpartition(".")[2]
+    scope, _, bare = name.rpartition(".")
+    package = scope.partition(".")[0]
+    if package and package not in (*SCOPES, *sys.modules) and importlib.util.find_spec(package) is None:
+        return KeyError(f"{message}: the package {package!r} is not installed here")
     owners = [label for label, other in REGISTRIES.items() if other is not registry and _holds(other, bare)]
     if owners:
         message += f"; it is registered in {' and '.join(owners)}"

@@ -2,7 +2,8 @@
 
 from detkit.config.checking import check
 from detkit.config.document import Config
-from detkit.config.loading import load, loads
+from detkit.config.loading import examine, load, loads
 from detkit.config.printing import dump
+from detkit.config.problems import ConfigProblems, Problem
 
-__all__ = ["Config", "check", "dump", "load", "loads"]
+__all__ = ["Config", "ConfigProblems", "Problem", "check", "dump", "examine", "load", "loads"]

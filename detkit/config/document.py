@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.config import Config as MMEngineConfig
 
+from detkit.config.mmdetection import Change
 from detkit.config.printing import dump
 
 __all__ = ["Config"]
@@ -21,10 +22,12 @@ class Config(MMEngineConfig):
         variables: The top-level names that are no keys of the run (``data_root``), with the values from which the
             rest was computed. They are not part of the text: what the run reads holds their values.
         origins: For each top-level key, the last file that sets it.
+        changes: What a config of MMDetection's scope had changed; see :func:`detkit.config.mmdetection.translate`.
     """
 
     variables: dict[str, Any]
     origins: dict[str, Path]
+    changes: list[Change]
 
     def __init__(
         self,
@@ -35,10 +38,12 @@ class Config(MMEngineConfig):
         format_python_code: bool = False,
         variables: Collection[str] = (),
         origins: Mapping[str, Path] | None = None,
+        changes: Collection[Change] = (),
     ) -> None:
         super().__init__(cfg_dict, cfg_text, filename, env_variables, format_python_code)
         self.__dict__["variables"] = copy.deepcopy({name: self[name] for name in variables})
         self.__dict__["origins"] = dict(origins or {})
+        self.__dict__["changes"] = list(changes)
 
     @property
     def pretty_text(self) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import functools
 import json
 import os
 import re
@@ -22,9 +21,7 @@ from mmengine.config import ConfigDict
 
 from detkit.signature import nearest, quoted
 
-__all__ = ["SUFFIXES", "SourceFile", "locate", "to_config_dict"]
-
-SUFFIXES = (".py", ".json", ".yaml", ".yml")
+__all__ = ["SourceFile", "to_config_dict"]
 
 _ENVIRONMENT = re.compile(r"\{\{['\"]?\s*\$(\w+)\s*:\s*(\S*?)\s*['\"]?\}\}")
 _BASE_VALUE = re.compile(r"\{\{\s*_base_\.([\w.]+)\s*\}\}")
@@ -32,37 +29,6 @@ _BASE_VALUE = re.compile(r"\{\{\s*_base_\.([\w.]+)\s*\}\}")
 _STRING_OR_BASE_VALUE = re.compile(
     r"\"(?:[^\"\\]|\\.)*\"|(\{\{\s*_base_\.[\w.]+\s*\}\})(?=\s*(?:[,\]}]|$))", re.MULTILINE
 )
-
-
-def locate(path: str | Path, relative_to: Path | None = None) -> Path:
-    """The config file that ``path`` names.
-
-    Args:
-        path: A file, or ``detkit::retinanet/…`` for one of the configs that detkit ships (``mmdet::`` reads the
-            same, as the files are named alike).
-        relative_to: The config that names it as a base; its folder is where relative paths begin.
-
-    Raises:
-        FileNotFoundError: With the nearest config there is.
-    """
-    text = str(path)
-    scope, separator, shipped = text.partition("::")
-    if separator and scope not in ("detkit", "mmdet"):
-        raise ValueError(f"{text!r}: only configs of detkit can be named by package, as detkit::{shipped}")
-    if separator:
-        found = next((folder / shipped for folder in _shipped_folders() if (folder / shipped).is_file()), None)
-        candidate = found or Path(shipped)
-    else:
-        candidate = Path(text).expanduser()
-        if relative_to is not None:
-            candidate = relative_to.parent / candidate
-        found = candidate if candidate.is_file() else None
-    if found is None:
-        named_by = f" (a base of {relative_to})" if relative_to else ""
-        raise FileNotFoundError(f"no config file {text!r}{named_by}{_nearest_config(candidate, relative_to)}")
-    if found.suffix not in SUFFIXES:
-        raise ValueError(f"{found}: a config is a file of {', '.join(SUFFIXES)}, got {found.suffix or 'no suffix'!r}")
-    return Path(os.path.abspath(found))
 
 
 class SourceFile:
@@ -340,23 +306,3 @@ def _base_value(dotted: str, base: ConfigDict, path: Path) -> Any:
             raise KeyError(f"{path}: the bases have no {key!r} for {{{{_base_.{dotted}}}}}; did you mean {known}?")
         value = value[key]
     return value
-
-
-@functools.cache
-def _shipped_folders() -> tuple[Path, ...]:
-    """Where detkit's own configs lie: in the checkout, or inside the installed package."""
-    package = Path(__file__).resolve().parent.parent
-    return tuple(folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir())
-
-
-def _nearest_config(candidate: Path, relative_to: Path | None) -> str:
-    folders = {candidate.parent, *([relative_to.parent] if relative_to else [])}
-    files = [file for folder in folders for file in folder.glob("*") if file.suffix in SUFFIXES and file != relative_to]
-    files += [file for folder in _shipped_folders() for suffix in SUFFIXES for file in folder.rglob(f"*{suffix}")]
-    by_name = {file.name: file for file in reversed(files)}
-    close = nearest(candidate.name, by_name)
-    if not close:
-        return ""
-    best = by_name[close[0]]
-    inside = best.is_relative_to(Path.cwd())
-    return f"; did you mean {str(best.relative_to(Path.cwd()) if inside else best)!r}?"

@@ -21,14 +21,17 @@ from typing import Any
 from mmengine.config import Config as MMEngineConfig
 from mmengine.config import ConfigDict
 
-from detkit.config.checking import check
+from detkit.config.checking import problems_of
 from detkit.config.document import Config
-from detkit.config.files import SourceFile, locate, to_config_dict
+from detkit.config.files import SourceFile, to_config_dict
+from detkit.config.locating import locate
+from detkit.config.mmdetection import Change, translate
 from detkit.config.overriding import apply_edit, parse_overrides
 from detkit.config.printing import parse
+from detkit.config.problems import Problem, refuse
 from detkit.config.schema import RUN_KEYS
 
-__all__ = ["load", "loads"]
+__all__ = ["examine", "load", "loads"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +48,26 @@ def load(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] | None =
 
     Raises:
         FileNotFoundError: The file or one of its bases is missing.
+        ImportError: ``custom_imports`` names a module that cannot be imported.
         KeyError: An unknown key, type or path.
         TypeError: An argument that the constructor of its ``type`` does not take.
+        ValueError: The file cannot be read or evaluated.
+        ConfigProblems: Several of these stand against the config: all of them, in one message.
+    """
+    cfg, problems = examine(path, overrides, checked)
+    refuse(problems)
+    return cfg
+
+
+def examine(
+    path: str | Path, overrides: Sequence[str] | Mapping[str, Any] | None = None, checked: bool = True
+) -> tuple[Config, list[Problem]]:
+    """As :func:`load`, but what stands against the config is returned: imports, overrides, and what the check finds.
+
+    Raises:
+        FileNotFoundError: The file or one of its bases is missing.
+        KeyError: An override names an unknown variable, or two bases set the same key.
+        TypeError: A dict is merged into something else.
         ValueError: The file cannot be read or evaluated.
     """
     file = locate(path)
@@ -73,50 +94,69 @@ def load(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] | None =
     for edit in rest:
         if edit.keys[0] == "custom_imports":
             apply_edit(cfg._cfg_dict, edit)
-    import_custom(cfg, file.parent)
+    problems = import_custom(cfg, file.parent)
     # What is imported may be what accepts a key.
     for edit in rest:
         if edit.keys[0] != "custom_imports":
-            apply_edit(cfg._cfg_dict, edit)
-    if checked:
-        check(cfg)
-    return cfg
+            try:
+                apply_edit(cfg._cfg_dict, edit)
+            except (KeyError, TypeError, ValueError) as error:
+                problems.append(Problem(f"override {'.'.join(map(str, edit.keys))}", error))
+    return cfg, problems + (problems_of(cfg) if checked else [])
 
 
 def loads(text: str) -> Config:
     """The config that :func:`detkit.config.dump` printed. Nothing in the text is run; only literals are read.
 
     Raises:
+        ImportError: ``custom_imports`` names a module that cannot be imported.
         ValueError: The text holds more than assignments of literals; with the line.
     """
-    cfg = Config(to_config_dict(parse(text)), cfg_text=text)
-    import_custom(cfg)
+    values = parse(text)
+    changes: list[Change] = []
+    if values.get("default_scope") == "mmdet":
+        values, changes = translate(values, ())
+    cfg = Config(to_config_dict(values), cfg_text=text, changes=changes)
+    refuse(import_custom(cfg))
     return cfg
 
 
-def import_custom(cfg: Mapping[str, Any], folder: Path | None = None) -> None:
+def import_custom(cfg: Mapping[str, Any], folder: Path | None = None) -> list[Problem]:
     """Import the modules that ``custom_imports`` names; the config's folder and the current one are searched last.
 
+    Returns:
+        A problem for each module that cannot be imported, unless ``allow_failed_imports`` is set.
+
     Raises:
-        ImportError: A module cannot be imported and ``allow_failed_imports`` is not set.
+        TypeError: ``custom_imports`` is not of that form.
     """
     wanted = cfg.get("custom_imports")
     if not wanted:
-        return
+        return []
     if not isinstance(wanted, Mapping) or "imports" not in wanted:
         raise TypeError(f"custom_imports: dict(imports=['module', ...]) was expected, got {wanted!r}")
     names = [wanted["imports"]] if isinstance(wanted["imports"], str) else list(wanted["imports"])
     for place in (str(folder or os.getcwd()), os.getcwd()):
         if place not in sys.path:
             sys.path.append(place)  # behind the installed packages, which a folder must not hide
+    problems = []
     for name in names:
         try:
             importlib.import_module(name)
         except ImportError as error:
             message = f"custom_imports: cannot import {name!r}: {error}; searched {folder or ''} and the Python path"
+            if getattr(error, "name", None) == "mmdet" and name.partition(".")[0] != "mmdet":
+                message += (
+                    "; to use the module here, import from detkit what it imports from mmdet "
+                    "(from detkit.registry import MODELS)"
+                )
+            failed = ImportError(message)
+            failed.__cause__ = error
             if not wanted.get("allow_failed_imports", False):
-                raise ImportError(message) from error
-            logger.warning(message)
+                problems.append(Problem(f"module {name}", failed))
+            else:
+                logger.warning(message)
+    return problems
 
 
 @dataclass
@@ -202,11 +242,19 @@ def _merge(own: Mapping[str, Any], base: Mapping[str, Any], path: Path) -> Confi
 
 
 def _finish(result: _Result, file: Path) -> Config:
-    values = to_config_dict(_without_delete_marks(result.values))
-    # MMDetection's scope names the same classes here; without any, mmengine would look in its own registries only.
-    if values.get("default_scope", "mmdet") == "mmdet":
-        values["default_scope"] = "detkit"
-    return Config(values, filename=str(file), variables=result.variables, origins=result.origins)
+    values = _without_delete_marks(result.values)
+    changes: list[Change] = []
+    if values.get("default_scope") == "mmdet":
+        values, changes = translate(values, result.variables)
+        left_out = [str(change) for change in changes if change.left_out]
+        if left_out:
+            logger.warning("%s, of MMDetection's scope, is read without\n  %s", file, "\n  ".join(left_out))
+    # Without any scope mmengine would look in its own registries only.
+    values.setdefault("default_scope", "detkit")
+    variables = result.variables & values.keys()
+    return Config(
+        to_config_dict(values), filename=str(file), variables=variables, origins=result.origins, changes=changes
+    )
 
 
 def _without_delete_marks(value: Any) -> Any:

@@ -21,7 +21,8 @@ class Place:
     Attributes:
         allowed: Names of the keys it may hold; None where any may.
         cls: What is built of it, if anything is.
-        problem: Why its type cannot be built; found here, raised by the check.
+        problem: Why its type cannot be built; found here, told by the check.
+        missing: The type that is the problem, as written; None where it is that there is none.
         typo: A key that is 'type' with its letters in another order.
     """
 
@@ -33,6 +34,7 @@ class Place:
         self.allowed: set[str] | None = None
         self.cls: Callable[..., Any] | None = None
         self.problem: Exception | None = None
+        self.missing: Any = None
         if isinstance(rule, Fields):
             self.allowed = None if rule.keys is None else set(rule.keys)
         elif isinstance(rule, Part):
@@ -85,7 +87,7 @@ class Place:
             return
         self.cls = _class(kind, rule.registries, rule.only)
         if self.cls is None:
-            self.problem = _unknown(kind, rule, self.path)
+            self.problem, self.missing = _unknown(kind, rule, self.path), kind
             return
         constructor = self.value.get("constructor") if "constructor" in rule.extra else None
         if constructor is not None:
@@ -93,6 +95,7 @@ class Place:
             if _class(constructor, ("OPTIM_WRAPPER_CONSTRUCTORS",)) is None:
                 known = registry.OPTIM_WRAPPER_CONSTRUCTORS
                 self.problem = registry.unknown_type(constructor, known, f"{self.path}.constructor")
+                self.missing = constructor
             return
         accepted, _, is_open = accepted_arguments(self.cls)
         forwarded = self._forwarded(self.cls) if is_open else set()

@@ -18,7 +18,8 @@ _USER_ERRORS = (KeyError, TypeError, ValueError, OSError, ImportError, FloatingP
 def run_cli(function: Callable[..., Any], *args: Any, show_traceback: bool = False, **kwargs: Any) -> Any:
     """Call ``function`` for a command-line tool.
 
-    An error that a user can mend becomes ``error: <one line>`` on stderr and exit status 1; Ctrl-C exits
+    An error that a user can mend becomes ``error: <one line>`` on stderr (a line for each thing that stands
+    against a config) and exit status 1; Ctrl-C exits
     with 130; anything else is ours and propagates. The traceback is always in the run's log file, where one
     was opened.
 
@@ -43,7 +44,7 @@ def run_cli(function: Callable[..., Any], *args: Any, show_traceback: bool = Fal
         rank = int(os.environ.get("RANK", "0"))
         if show_traceback or os.environ.get("DETKIT_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exception(type(error), error, error.__traceback__)
-        print(f"error{f' of process {rank}' if rank else ''}: {reason(error)}", file=sys.stderr)
+        print(f"error{f' of process {rank}' if rank else ''}: {_told(error)}", file=sys.stderr)
         if log_file:
             print(f"(traceback in {log_file})", file=sys.stderr)
         sys.exit(1)
@@ -123,6 +124,13 @@ def reason(error: BaseException) -> str:
         # The worker's whole traceback is in the message; its last line that names the error starts the reason.
         text = re.split(rf"\n(?:\w+\.)*{match[1]}: ", text)[-1]
     return " ".join(text.split()) or type(error).__name__
+
+
+def _told(error: Exception) -> str:
+    """One line; of a config against which several things stand, one below it for each."""
+    from detkit.config.problems import ConfigProblems
+
+    return str(error) if isinstance(error, ConfigProblems) else reason(error)
 
 
 def _write_to_log(error: Exception) -> str | None:

@@ -207,9 +207,9 @@ def test_keys_that_a_class_declares(config):
         with pytest.raises(TypeError, match=r"model\.neck\.type: .*<locals>.* cannot be imported by name"):
             check(config)  # nothing but the text is wrong with it
     config["model"]["neck"] = {"type": Neck, "mixing": {"aplha": 1}}
-    assert refusal(config).startswith("model.neck.mixing.aplha: unknown key; did you mean 'alpha'?")
+    assert "model.neck.mixing.aplha: unknown key; did you mean 'alpha'?" in refusal(config)
     config["model"]["neck"] = {"type": Neck, "tree": {"branch": {"twgi": 1}}}
-    assert refusal(config).startswith("model.neck.tree.branch.twgi: unknown key; did you mean 'twig'?")
+    assert "model.neck.tree.branch.twgi: unknown key; did you mean 'twig'?" in refusal(config)
 
 
 def test_type_of_any_registry_where_the_name_tells_nothing(config):
@@ -218,9 +218,9 @@ def test_type_of_any_registry_where_the_name_tells_nothing(config):
             super().__init__()
 
     config["model"]["neck"] = {"type": Neck, "mine": {"type": "MaxIoUAssigner", "pos_thr": 0.5}}
-    assert refusal(config).startswith("model.neck.mine.pos_thr: MaxIoUAssigner has no argument 'pos_thr'")
+    assert "model.neck.mine.pos_thr: MaxIoUAssigner has no argument 'pos_thr'" in refusal(config)
     config["model"]["neck"] = {"type": Neck, "mine": {"type": "MaxIuAssigner"}}
-    assert refusal(config).startswith("model.neck.mine.type: 'MaxIuAssigner' is not in the registry MODELS")
+    assert "model.neck.mine.type: 'MaxIuAssigner' is not in the registry MODELS" in refusal(config)
 
 
 def test_a_users_class_by_decorator(config):

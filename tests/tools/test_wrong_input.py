@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import runpy
 import shutil
 import subprocess
 import sys
@@ -160,3 +161,25 @@ def test_the_first_step_comes_soon(data, tmp_path):
         process.kill()
     assert "loss" in first
     assert seconds < 15
+
+
+def test_all_that_is_wrong_with_a_config_is_told_at_once(tmp_path, monkeypatch, capsys):
+    config = tmp_path / "mine.py"
+    config.write_text(
+        f"_base_ = {str(ROOT / CONFIG)!r}\nmodel = dict(backbone=dict(type='Resnet'), neck=dict(num_out=3))\n"
+        "custom_hooks = [dict(type='EMAHok')]\noptm_wrapper = dict()\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["train.py", str(config), "--device", "cpu"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "tools/train.py"), run_name="__main__")
+    told = capsys.readouterr().err
+    assert told.startswith("error: 4 things stand against this config:\n  ")
+    assert len(told.splitlines()) == 5
+    for part in (
+        "'optim_wrapper'",
+        "model.backbone.type: 'Resnet'",
+        "model.neck.num_out: FPN",
+        "custom_hooks.0.type: 'E",
+    ):
+        assert part in told
