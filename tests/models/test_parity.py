@@ -18,6 +18,7 @@ HEADS = [
     "FreeAnchorRetinaHead",
     "FSAFHead",
     "GARetinaHead",
+    "GARPNHead",
     "GFLHead",
     "PAAHead",
     "RepPointsHead",

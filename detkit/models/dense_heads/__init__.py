@@ -8,6 +8,7 @@ from detkit.models.dense_heads.fovea_head import FoveaHead
 from detkit.models.dense_heads.free_anchor_retina_head import FreeAnchorRetinaHead
 from detkit.models.dense_heads.fsaf_head import FSAFHead
 from detkit.models.dense_heads.ga_retina_head import GARetinaHead
+from detkit.models.dense_heads.ga_rpn_head import GARPNHead
 from detkit.models.dense_heads.gfl_head import GFLHead
 from detkit.models.dense_heads.losses.loss_normalizer import EMANormalizer
 from detkit.models.dense_heads.paa_head import PAAHead
@@ -32,6 +33,7 @@ __all__ = [
     "FSAFHead",
     "FoveaHead",
     "FreeAnchorRetinaHead",
+    "GARPNHead",
     "GARetinaHead",
     "GFLHead",
     "PAAHead",

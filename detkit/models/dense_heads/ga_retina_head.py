@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from detkit.models.dense_heads.guided_anchor_head import GuidedAnchorHead, Guide
 from detkit.models.dense_heads.layers.feature_adaption import FeatureAdaption
 from detkit.models.dense_heads.layers.towers import conv_tower
 from detkit.models.dense_heads.losses.anchor_loss import anchor_losses
-from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_levels
+from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
 from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg, detections, select_candidates
 from detkit.registry import MODELS
 from detkit.structures import DetDataSample
@@ -153,14 +154,23 @@ class GARetinaHead(GuidedAnchorHead):
         """
         maps = self._maps(x)
         candidates = select_candidates(
-            self.scores_to_choose_by(maps),
-            self.encoded(maps),
+            self._scores(maps),
+            [flatten_level(level, 2 + self.encode_size) for level in maps.encoded()],
             self.prior_generator.grid_priors(featmap_sizes(maps.cls_scores), device=maps.cls_scores[0].device),
             self.decoder(batch_data_samples),
             self.test_cfg,
             logits=self.use_sigmoid_cls,
         )
         return detections(candidates, [sample.metainfo for sample in batch_data_samples], self.test_cfg, rescale)
+
+    def _scores(self, maps: GuidedMaps) -> list[Tensor]:
+        """Per level (N, A_l, C): logits of a sigmoid or scores of a softmax, the least there is at places left out."""
+        chosen = []
+        for level, place in zip(maps.cls_scores, maps.places(self.loc_filter_thr), strict=True):
+            flat = flatten_level(level, self.cls_out_channels)
+            flat, least = (flat, -torch.inf) if self.use_sigmoid_cls else (self.activate(flat), 0.0)
+            chosen.append(torch.where(place.flatten(1).unsqueeze(-1), flat, least))
+        return chosen
 
 
 def _default_init() -> dict[str, Any]:

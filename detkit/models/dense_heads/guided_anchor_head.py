@@ -11,7 +11,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from detkit.losses.reduction import reduce_mean
-from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_level, flatten_levels
+from detkit.models.dense_heads.prediction.flatten import featmap_sizes, flatten_levels
 from detkit.models.dense_heads.prediction.guided_anchors import guided_anchors
 from detkit.models.dense_heads.targets.anchor_targets import AnchorTargets, anchor_targets
 from detkit.models.dense_heads.targets.approx_squares import (
@@ -50,14 +50,21 @@ class GuidedMaps(NamedTuple):
     shape_preds: list[Tensor]
     loc_preds: list[Tensor]
 
+    def places(self, threshold: float) -> list[Tensor]:
+        """Of each level (N, 1, H_l, W_l) bool: is the location's probability at least ``threshold``?"""
+        return [level.sigmoid() >= threshold for level in self.loc_preds]
+
     def masked(self, threshold: float) -> GuidedMaps:
         """The same with zeros for classes and boxes where the location's probability is below ``threshold``."""
-        masks = [level.sigmoid() >= threshold for level in self.loc_preds]
         scores, boxes = (
-            [torch.where(mask, level, 0.0) for mask, level in zip(masks, levels, strict=True)]
+            [torch.where(place, level, 0.0) for place, level in zip(self.places(threshold), levels, strict=True)]
             for levels in (self.cls_scores, self.bbox_preds)
         )
         return self._replace(cls_scores=scores, bbox_preds=boxes)
+
+    def encoded(self) -> list[Tensor]:
+        """Of each level (N, 2 + E, H_l, W_l): encoded shapes and boxes, see :meth:`GuidedAnchorHead.decoder`."""
+        return [torch.cat(pair, dim=1) for pair in zip(self.shape_preds, self.bbox_preds, strict=True)]
 
 
 class GuidedTargets(NamedTuple):
@@ -252,23 +259,6 @@ class GuidedAnchorHead(BaseModule):
     def activate(self, logits: Tensor) -> Tensor:
         """Probabilities (N, A, C) of logits, background left out."""
         return logits.sigmoid() if self.use_sigmoid_cls else logits.softmax(dim=-1)[..., :-1]
-
-    def scores_to_choose_by(self, maps: GuidedMaps) -> list[Tensor]:
-        """Per level (N, A_l, C): logits of a sigmoid or scores of a softmax, the least there is at places left out."""
-        chosen = []
-        for scores, places in zip(maps.cls_scores, maps.loc_preds, strict=True):
-            flat = flatten_level(scores, self.cls_out_channels)
-            flat, nothing = (flat, -torch.inf) if self.use_sigmoid_cls else (self.activate(flat), 0.0)
-            chosen.append(torch.where(flatten_level(places, 1).sigmoid() >= self.loc_filter_thr, flat, nothing))
-        return chosen
-
-    def encoded(self, maps: GuidedMaps) -> list[Tensor]:
-        """Per level (N, A_l, 2 + E): encoded shapes and boxes."""
-        pairs = zip(maps.shape_preds, maps.bbox_preds, strict=True)
-        return [
-            torch.cat([flatten_level(shapes, 2), flatten_level(boxes, self.encode_size)], dim=-1)
-            for shapes, boxes in pairs
-        ]
 
     def decoder(self, batch_data_samples: Sequence[DetDataSample]) -> Callable[[Tensor, Tensor], Tensor]:
         """``(squares (N, K, 4), encoded (N, K, 2 + E)) -> boxes (N, K, 4)``, clipped to the images."""

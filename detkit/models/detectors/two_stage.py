@@ -11,7 +11,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from detkit.models.dense_heads.prediction.postprocess import TEST_CFG_KEYS, DenseTestCfg
+from detkit.models.dense_heads.prediction.postprocess import PROPOSAL_CFG_KEYS, DenseTestCfg
 from detkit.registry import MODELS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.proposals import Proposals
@@ -42,7 +42,7 @@ class TwoStageDetector(BaseModel):
         ValueError: There is no RoI head.
     """
 
-    train_cfg_keys: Mapping[str, Any] = {"rpn": "rpn_head", "rpn_proposal": TEST_CFG_KEYS, "rcnn": "roi_head"}
+    train_cfg_keys: Mapping[str, Any] = {"rpn": "rpn_head", "rpn_proposal": PROPOSAL_CFG_KEYS, "rcnn": "roi_head"}
     test_cfg_keys: Mapping[str, Any] = {"rpn": "rpn_head", "rcnn": "roi_head"}
 
     def __init__(
@@ -77,7 +77,7 @@ class TwoStageDetector(BaseModel):
             if cfg["num_classes"] != 1:
                 raise ValueError(f"{name}: rpn_head.num_classes must be 1, got {cfg['num_classes']}")
             self.rpn_head = MODELS.build(cfg)
-        self.proposal_cfg = DenseTestCfg.of(train_cfg.get("rpn_proposal", test_cfg.get("rpn")))
+        self.proposal_cfg = DenseTestCfg.of(train_cfg.get("rpn_proposal", test_cfg.get("rpn")), PROPOSAL_CFG_KEYS)
         self.roi_head = MODELS.build({**roi_head, "train_cfg": train_cfg.get("rcnn"), "test_cfg": test_cfg.get("rcnn")})
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:

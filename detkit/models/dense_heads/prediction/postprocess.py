@@ -17,16 +17,20 @@ from detkit.registry import check_keys, where
 from detkit.structures.boxes import get_box_wh
 
 __all__ = [
+    "PROPOSAL_CFG_KEYS",
     "TEST_CFG_KEYS",
     "Candidates",
     "DenseTestCfg",
     "detections",
     "filter_scores_and_topk",
+    "rescaled_boxes",
     "select_candidates",
     "suppress_images",
 ]
 
 TEST_CFG_KEYS = ("nms_pre", "min_bbox_size", "score_thr", "nms", "max_per_img")
+# What proposals may have besides.
+PROPOSAL_CFG_KEYS = (*TEST_CFG_KEYS, "nms_post")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class DenseTestCfg:
         score_thr: Candidates must score more than this, in [0, 1].
         nms: Suppression; a dict is read by :meth:`NMSCfg.of`, None leaves it out.
         max_per_img: Detections kept per image; a negative number keeps all.
+        nms_post: Proposals kept per level after suppression; None or a negative number keeps all.
 
     Raises:
         KeyError: A key nothing reads, here or in ``nms``.
@@ -51,20 +56,22 @@ class DenseTestCfg:
     score_thr: float = 0.0
     nms: NMSCfg | Mapping[str, Any] | None = None
     max_per_img: int = -1
+    nms_post: int | None = None
 
     def __post_init__(self) -> None:
         place = f"{where()}.test_cfg" if where() else "test_cfg"
         check_limit(f"{place}.nms_pre", self.nms_pre, optional=True)
         check_limit(f"{place}.max_per_img", self.max_per_img)
+        check_limit(f"{place}.nms_post", self.nms_post, optional=True)
         check_range(f"{place}.min_bbox_size", self.min_bbox_size)
         check_range(f"{place}.score_thr", self.score_thr, 0, 1)
         if not isinstance(self.nms, NMSCfg):
             object.__setattr__(self, "nms", NMSCfg.of(self.nms, "test_cfg.nms"))
 
     @classmethod
-    def of(cls, test_cfg: Mapping[str, Any] | None) -> DenseTestCfg:
-        """Read a ``test_cfg`` dict; an unknown key is a KeyError."""
-        check_keys(test_cfg, TEST_CFG_KEYS, "test_cfg")
+    def of(cls, test_cfg: Mapping[str, Any] | None, keys: Sequence[str] = TEST_CFG_KEYS) -> DenseTestCfg:
+        """Read a ``test_cfg`` dict; a key that is not one of ``keys`` is a KeyError."""
+        check_keys(test_cfg, keys, "test_cfg")
         return cls(**(test_cfg or {}))
 
 
@@ -258,7 +265,7 @@ def detections(
     """
     boxes, kept = candidates.boxes, candidates.kept
     if rescale:
-        boxes = _rescaled(boxes, [meta.get("scale_factor", (1.0, 1.0)) for meta in metas])
+        boxes = rescaled_boxes(boxes, metas)
     if cfg.min_bbox_size >= 0:
         width, height = get_box_wh(boxes)
         kept = kept & (width > cfg.min_bbox_size) & (height > cfg.min_bbox_size)
@@ -310,9 +317,9 @@ def suppress_images(
     ]
 
 
-def _rescaled(boxes: Tensor, scale_factors: Sequence[Sequence[float]]) -> Tensor:
-    """Boxes (N, K, 4) in the frames of the original images."""
-    back = [[1 / factor for factor in factors] for factors in scale_factors]
+def rescaled_boxes(boxes: Tensor, metas: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Boxes (N, K, 4) in the frames of the original images, from which ``scale_factor`` (w, h) leads to these."""
+    back = [[1 / factor for factor in meta.get("scale_factor", (1.0, 1.0))] for meta in metas]
     if all(factor == 1 for factors in back for factor in factors):
         return boxes
     rows = torch.tensor([factors * (4 // len(factors)) for factors in back], dtype=boxes.dtype)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.models.dense_heads.prediction.flatten import flatten_level
-from detkit.models.dense_heads.prediction.postprocess import Candidates, DenseTestCfg, select_candidates
+from detkit.models.dense_heads.prediction.postprocess import Candidates, DenseTestCfg, rescaled_boxes, select_candidates
 from detkit.ops import NMSCfg
 from detkit.structures.boxes import get_box_wh
 from detkit.structures.proposals import Proposals
 
-__all__ = ["level_candidates", "propose"]
+__all__ = ["level_candidates", "proposals_of_images", "propose"]
 
 
 def level_candidates(
@@ -68,7 +70,7 @@ def propose(candidates: Candidates, cfg: DenseTestCfg) -> Proposals:
 
     Args:
         candidates: K of each image; their labels are groups that do not suppress each other.
-        cfg: Thresholds; ``max_per_img`` is the length of the rows.
+        cfg: Thresholds; ``max_per_img`` is the length of the rows, ``nms_post`` what a group may have of them.
     """
     assert isinstance(cfg.nms, NMSCfg)
     boxes, scores, kept = candidates.boxes, candidates.scores, candidates.kept
@@ -90,8 +92,9 @@ def propose(candidates: Candidates, cfg: DenseTestCfg) -> Proposals:
     length = num_candidates if cfg.max_per_img < 0 else min(cfg.max_per_img, num_candidates)
     of_image = keep // max(num_candidates, 1)
     taken = kept.flatten()[keep]
-    own = (of_image.unsqueeze(1) == image.T) & taken.unsqueeze(1)
-    rank = (own.cumsum(dim=0) - 1).gather(1, of_image.unsqueeze(1)).squeeze(1)
+    if cfg.nms_post is not None and cfg.nms_post >= 0:
+        taken = taken & (_before(groups[keep]) < cfg.nms_post)
+    rank = _before(torch.where(taken, of_image, num_images))
     # Rows that are full drop the rest into one place at the end.
     place = torch.where(taken & (rank < length), of_image * length + rank, num_images * length)
     size = num_images * length + 1
@@ -101,3 +104,27 @@ def propose(candidates: Candidates, cfg: DenseTestCfg) -> Proposals:
         torch.zeros(size, dtype=torch.bool, device=boxes.device).scatter_(0, place, taken),
     )
     return Proposals(*(values[:-1].unflatten(0, (num_images, length)) for values in rows))
+
+
+def _before(groups: Tensor) -> Tensor:
+    """How many of its own group come before each (D,) of ``groups`` (D,) int64."""
+    in_order, order = groups.sort(stable=True)
+    rank = torch.arange(len(groups), device=groups.device) - torch.searchsorted(in_order, in_order)
+    return torch.empty_like(rank).scatter_(0, order, rank)
+
+
+def proposals_of_images(
+    proposals: Proposals, metas: Sequence[Mapping[str, Any]], rescale: bool = False
+) -> list[InstanceData]:
+    """Proposals of each image as ``bboxes`` (D, 4), ``scores`` (D,) and ``labels`` (D,) of 0.
+
+    Args:
+        proposals: Of N images.
+        metas: Image facts; ``scale_factor`` (w, h) is 1 where no step of the pipeline has resized.
+        rescale: Return boxes in the frame of the original image.
+    """
+    boxes = rescaled_boxes(proposals.boxes, metas) if rescale else proposals.boxes
+    return [
+        InstanceData(bboxes=own[valid], scores=scores[valid], labels=torch.zeros_like(scores[valid]).long())
+        for own, scores, valid in zip(boxes, proposals.scores, proposals.valid, strict=True)
+    ]
