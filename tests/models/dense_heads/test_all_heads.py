@@ -54,6 +54,8 @@ REFUSED = [
         {"approx_anchor_generator": {**SQUARE, "strides": [4, 8, 16, 32, 64]}},
         "approx_anchor_generator needs octave_base_scale",
     ),
+    ("GARPNHead", {"num_classes": 2}, "num_classes must be 1, as objects have no class here; got 2"),
+    ("GARPNHead", {"num_classes": 1, "loss_cls": SOFTMAX}, "loss_cls must have use_sigmoid=True"),
     ("PAAHead", {"loss_cls": SOFTMAX}, f"loss_cls: {NO_CHANNEL}"),
     ("PAAHead", {"loss_centerness": {"type": "GIoULoss"}}, "loss_centerness: GIoULoss learns boxes"),
     ("RepPointsHead", {"loss_cls": {"type": "QualityFocalLoss"}}, "loss_cls: QualityFocalLoss learns labels with"),

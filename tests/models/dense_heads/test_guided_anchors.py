@@ -5,6 +5,8 @@ import torch
 from no_sync import NoSync
 from reference import arguments, case_named, load_weights
 
+from detkit.models.dense_heads.prediction.postprocess import Candidates, DenseTestCfg
+from detkit.models.dense_heads.prediction.proposals import propose
 from detkit.registry import MODELS
 
 
@@ -91,3 +93,46 @@ def test_a_border_leaves_out_squares_and_anchors_without_waiting(name):
     assert taking_part.any()
     assert not (taking_part & outside).any()
     assert free.of_anchors.label_weights.sum() > taking_part.sum()
+
+
+def test_proposals_of_a_level_are_at_most_nms_post():
+    """Two levels of three boxes apart from each other; the first level scores more."""
+    boxes = torch.tensor([[20.0 * i, 0, 20 * i + 10, 10] for i in range(6)]).expand(2, 6, 4)
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 0.4]).expand(2, 6)
+    levels = torch.tensor([0, 0, 0, 1, 1, 1]).expand(2, 6)
+    kept = torch.tensor([[True] * 6, [False, True, True, True, True, False]])
+    nms = {"type": "nms", "iou_threshold": 0.7}
+    found = {
+        limit: propose(Candidates(scores, levels, boxes, kept), DenseTestCfg(nms_post=limit, max_per_img=5, nms=nms))
+        for limit in (None, -1, 2, 1)
+    }
+    rows = {
+        limit: [one[valid].tolist() for one, valid in zip(p.scores, p.valid, strict=True)] for limit, p in found.items()
+    }
+    expected = {
+        None: [[0.9, 0.8, 0.7, 0.6, 0.5], [0.8, 0.7, 0.6, 0.5]],
+        2: [[0.9, 0.8, 0.6, 0.5], [0.8, 0.7, 0.6, 0.5]],
+        1: [[0.9, 0.6], [0.8, 0.6]],
+    }
+    expected[-1] = expected[None]
+    for limit, proposals in found.items():
+        for wanted, own, valid in zip(expected[limit], proposals.scores, proposals.valid, strict=True):
+            assert own[valid].tolist() == pytest.approx(wanted)
+    assert {p.boxes.shape for p in found.values()} == {(2, 5, 4)}
+
+
+def test_proposals_to_learn_from_are_of_all_places_and_those_of_a_prediction_are_not():
+    head, features, samples = reference_head("GARPNHead", loc_filter_thr=0.5)
+    with torch.no_grad():
+        head.conv_loc.weight.zero_()
+        head.conv_loc.bias.fill_(-0.1)
+        few = DenseTestCfg(nms_pre=10, max_per_img=7, nms={"type": "nms", "iou_threshold": 0.7}, min_bbox_size=0)
+        losses, proposals = head.train().loss_and_predict(features, samples, few)
+        assert proposals.valid.shape == (2, 7)
+        assert proposals.valid.any(dim=1).all()
+        assert losses.keys() == head.loss(features, samples).keys()
+        own = head.loss_and_predict(features, samples)[1]
+        assert own.valid.shape == (2, head.test_cfg.max_per_img)
+        assert not head.eval().loss_and_predict(features, samples)[1].valid.any()
+    with pytest.raises(KeyError, match="nms_post"):
+        MODELS.build({"type": "RPNHead", "in_channels": 8, "test_cfg": {"nms_post": 5}})
