@@ -106,9 +106,6 @@ def test_proposals_of_a_level_are_at_most_nms_post():
         limit: propose(Candidates(scores, levels, boxes, kept), DenseTestCfg(nms_post=limit, max_per_img=5, nms=nms))
         for limit in (None, -1, 2, 1)
     }
-    rows = {
-        limit: [one[valid].tolist() for one, valid in zip(p.scores, p.valid, strict=True)] for limit, p in found.items()
-    }
     expected = {
         None: [[0.9, 0.8, 0.7, 0.6, 0.5], [0.8, 0.7, 0.6, 0.5]],
         2: [[0.9, 0.8, 0.6, 0.5], [0.8, 0.7, 0.6, 0.5]],
