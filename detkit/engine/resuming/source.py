@@ -38,8 +38,8 @@ def checkpoint_to_resume(runner: Any) -> tuple[dict[str, Any], str] | None:
         start = f"the weights of {runner._load_from}" if runner._load_from else "scratch"
         runner.logger.warning("no checkpoint to resume from in %s: starting from %s", runner.work_dir, start)
         return None
-    seed = found[0]["meta"]["seed"]
-    if seed != runner.seed:
+    seed = found[0]["meta"].get("seed")  # mmengine's may have none
+    if seed is not None and seed != runner.seed:
         runner.logger.warning("the run was started with seed %s, and goes on with it, not with %s", seed, runner.seed)
         runner._seed = seed
     return found

@@ -19,11 +19,13 @@ from detkit.engine.distributed import all_gather
 from detkit.engine.hooks.ema import EMAHook
 from detkit.engine.hooks.hook import Hook
 from detkit.engine.parallel.inner_model import inner_model
+from detkit.engine.resuming.from_mmengine import SECTIONS, as_own, is_from_mmengine
 from detkit.engine.schedulers import restore_schedulers, schedulers_state
 
 __all__ = ["capture", "check_resumable", "restore"]
 
 _FORMAT = 1
+_SECTIONS = ("meta", "state_dict", "optimizer", "message_hub", "rng", "position")
 
 
 def capture(runner: Any, meta: Mapping[str, Any], optimizer: bool, schedulers: bool) -> dict[str, Any]:
@@ -73,12 +75,14 @@ def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
 
     Args:
         runner: The run.
-        checkpoint: As :func:`capture` made it.
+        checkpoint: As :func:`capture` made it, or mmengine.
         path: The file, for messages.
 
     Raises:
         ValueError: The checkpoint cannot be resumed from, or belongs to another model, dataset or schedule.
     """
+    if is_from_mmengine(checkpoint):
+        checkpoint = as_own(runner, checkpoint, path)
     meta = checkpoint["meta"]
     dataset = runner.train_dataloader.dataset
     own = (label_map(dataset) or {}).get("classes")
@@ -104,7 +108,9 @@ def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
     _restore_random_numbers(runner, checkpoint["rng"], path)
 
 
-def _restore_random_numbers(runner: Any, states: Sequence[dict[str, Any]], path: str) -> None:
+def _restore_random_numbers(runner: Any, states: Sequence[dict[str, Any]] | None, path: str) -> None:
+    if states is None:  # mmengine's
+        return
     if len(states) == runner.world_size:
         set_rng_state(states[runner.rank])
     else:
@@ -123,9 +129,8 @@ def check_resumable(checkpoint: Mapping[str, Any], path: str) -> None:
     Raises:
         ValueError: With what is missing.
     """
-    missing = [
-        key for key in ("meta", "state_dict", "optimizer", "message_hub", "rng", "position") if key not in checkpoint
-    ]
+    wanted = SECTIONS if is_from_mmengine(checkpoint) else _SECTIONS
+    missing = [key for key in wanted if key not in checkpoint]
     if missing:
         raise ValueError(
             f"{path}: a run cannot be resumed from this file, as it lacks {', '.join(missing)}; start a new run "
