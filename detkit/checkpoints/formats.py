@@ -40,6 +40,9 @@ _FOLDER = 0x10
 # A pickle of torch's magic number opens its older format.
 _TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
+# What torch, pickle and numpy say of an end that is missing, or of a tensor that is too short for its shape.
+_CUT_OFF = re.compile(r"unexpected EOF|truncated|does not match expected size|buffer is too small|is cut off")
+
 # The unpickler raises whatever a broken stream makes it stumble over.
 _BROKEN = (
     RuntimeError,
@@ -200,7 +203,7 @@ def _unreadable(path: Path, error: Exception) -> str:
     with open(path, "rb") as file:
         is_zip = file.read(4) == _ZIP
     reason = str(error).partition("\n")[0] or type(error).__name__
-    if isinstance(error, EOFError) or (is_zip and not _has_end(path)):
+    if isinstance(error, EOFError) or (is_zip and not _has_end(path)) or _CUT_OFF.search(reason):
         return f"{path} ({size} bytes): the checkpoint is truncated; copy it again, or resume from an older one"
     if isinstance(error, zipfile.BadZipFile):
         return f"{path} ({size} bytes): the checkpoint is damaged ({reason}); copy it again, or take an older one"

@@ -48,6 +48,21 @@ def test_a_truncated_file_is_named_with_its_size(tmp_path, legacy, share):
         assert "truncated" in str(caught.value)
 
 
+def test_a_tensor_that_is_too_short_is_truncated(tmp_path):
+    """Where the table of contents and all checksums are as they should be."""
+    torch.save({"state_dict": {"w": torch.ones(100)}}, tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth") as whole, zipfile.ZipFile(tmp_path / "y.pth", "w") as cut:
+        for entry in whole.infolist():
+            data = whole.read(entry)
+            cut.writestr(entry.filename, data[:100] if entry.filename.endswith("data/0") else data)
+    pickled = pickle.dumps({"model": {"w": np.ones(1000, "f4")}}, protocol=2)
+    (tmp_path / "short.pkl").write_bytes(pickled[:-500])
+    (tmp_path / "wide.pkl").write_bytes(pickled.replace(b"M\xe8\x03", b"M\xe9\x03"))  # one more than there are
+    for name in ("y.pth", "short.pkl", "wide.pkl"):
+        with pytest.raises(ValueError, match=rf"{name} .*: the checkpoint is truncated; copy it again"):
+            load_checkpoint_file(tmp_path / name)
+
+
 def test_a_flipped_bit_is_noticed_wherever_it_matters(tmp_path):
     """torch by itself loads other weights without a word."""
     path = tmp_path / "x.pth"
