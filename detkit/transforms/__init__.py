@@ -15,7 +15,7 @@ from detkit.transforms.mixing import MixUp, Mosaic
 from detkit.transforms.photometric import CutOut, PhotoMetricDistortion, YOLOXHSVRandomAug
 from detkit.transforms.placing import Expand, RandomCenterCropPad, RandomShift
 from detkit.transforms.proposals import LoadProposals, ProposalBroadcaster
-from detkit.transforms.resizing import FixShapeResize, RandomChoiceResize, RandomResize, SegRescale
+from detkit.transforms.resizing import FixScaleResize, FixShapeResize, RandomChoiceResize, RandomResize, SegRescale
 from detkit.transforms.test_time_aug import TestTimeAug
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "CutOut",
     "Expand",
     "FilterAnnotations",
+    "FixScaleResize",
     "FixShapeResize",
     "InstaBoost",
     "LoadAnnotations",

@@ -76,7 +76,7 @@ class Resize(BaseTransform):
             scale = _pair(self.scale, "scale")
         elif self.scale_factor is not None:
             scale = int(width * self.scale_factor[0] + 0.5), int(height * self.scale_factor[1] + 0.5)
-        size = mmcv.rescale_size((width, height), scale) if self.keep_ratio else scale
+        size = self._fitted(width, height, scale) if self.keep_ratio else scale
         size = max(int(size[0]), 1), max(int(size[1]), 1)
         results["img"] = mmcv.imresize(img, size, interpolation=self.interpolation, backend=self.backend)
         results["scale"] = scale
@@ -90,6 +90,10 @@ class Resize(BaseTransform):
         if results.get("gt_seg_map") is not None:
             results["gt_seg_map"] = cv2.resize(results["gt_seg_map"], size, interpolation=cv2.INTER_NEAREST)
         return results
+
+    def _fitted(self, width: int, height: int, scale: Any) -> tuple[int, int]:
+        """The largest size (width, height) of this aspect ratio that fits."""
+        return mmcv.rescale_size((width, height), scale)
 
     def _resize_boxes(self, boxes: np.ndarray, factor: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
         boxes = boxes * np.array(factor * 2, dtype=np.float32)

@@ -14,7 +14,25 @@ from detkit.registry import TRANSFORMS
 from detkit.transforms.geometric import Pad, Resize
 from detkit.transforms.objects import clip_boxes, require_range
 
-__all__ = ["FixShapeResize", "RandomChoiceResize", "RandomResize", "SegRescale"]
+__all__ = ["FixScaleResize", "FixShapeResize", "RandomChoiceResize", "RandomResize", "SegRescale"]
+
+
+@TRANSFORMS.register_module()
+class FixScaleResize(Resize):
+    """Resize whose sides are rounded down with ``keep_ratio``, as GLIP's and Grounding DINO's are.
+
+    Args:
+        scale: As Resize's, here and below.
+        scale_factor: The same.
+        keep_ratio: The same.
+        clip_object_border: The same.
+        backend: The same.
+        interpolation: The same.
+    """
+
+    def _fitted(self, width: int, height: int, scale: Any) -> tuple[int, int]:
+        factor = min(max(scale) / max(width, height), min(scale) / min(width, height))
+        return int(width * factor), int(height * factor)
 
 
 @TRANSFORMS.register_module()

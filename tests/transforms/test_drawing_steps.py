@@ -186,6 +186,14 @@ def test_wrong_arguments(cfg, message):
         TRANSFORMS.build(cfg)
 
 
+def test_sides_are_rounded_down_where_they_are_to_be():
+    given = {"scale": (50, 60), "keep_ratio": True}
+    for name, height in (("Resize", 43), ("FixScaleResize", 42)):  # of 71 * 60 / 100 = 42.6
+        results = TRANSFORMS.build({"type": name, **given})({"img": np.zeros((71, 100, 3), np.uint8)})
+        assert results["img"].shape[:2] == results["img_shape"] == (height, 60)
+        assert results["scale_factor"] == (0.6, height / 71)
+
+
 @pytest.mark.parametrize("name", ["RandomResize", "RandomChoiceResize"])
 def test_an_argument_that_the_inner_resize_does_not_take(name):
     sizes = {"scale": [(5, 5), (6, 6)]} if name == "RandomResize" else {"scales": [5]}
