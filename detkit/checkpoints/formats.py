@@ -204,7 +204,8 @@ def _unreadable(path: Path, error: Exception) -> str:
         is_zip = file.read(4) == _ZIP
     reason = str(error).partition("\n")[0] or type(error).__name__
     if isinstance(error, EOFError) or (is_zip and not _has_end(path)) or _CUT_OFF.search(reason):
-        return f"{path} ({size} bytes): the checkpoint is truncated; copy it again, or resume from an older one"
+        where = f" ({reason})" if _CUT_OFF.search(reason) else ""
+        return f"{path} ({size} bytes): the checkpoint is truncated{where}; copy it again, or resume from an older one"
     if isinstance(error, zipfile.BadZipFile):
         return f"{path} ({size} bytes): the checkpoint is damaged ({reason}); copy it again, or take an older one"
     foreign = re.search(r"GLOBAL (\S+)|class (\S+) ", str(error))
