@@ -48,7 +48,8 @@ class SeesawLoss(ElementwiseLoss):
     """Seesaw loss over the classes of objects, and cross entropy of object against background.
 
     The last two of C + 2 logits are object and background. A negative label is ignored, as if the sample were
-    not there. Each process of a distributed run counts the samples that it sees itself, as in MMDetection.
+    not there, and a sample of weight 0 is not counted among those seen of its class. Each process of a distributed
+    run counts the samples that it sees itself, as in MMDetection.
 
     Args:
         use_sigmoid: Must be False; the loss is a softmax.
@@ -131,7 +132,7 @@ class SeesawLoss(ElementwiseLoss):
         counted, labels = self._checked(classes, labels)
         weight = match_weight(label_weights, classes[:, 0], type(self).__name__)
         weight = counted.to(cls_score.dtype) if weight is None else weight * counted
-        self._count(labels, counted)
+        self._count(labels, weight > 0)
         positive = labels < self.num_classes
         loss_classes = seesaw_ce_loss(
             classes,

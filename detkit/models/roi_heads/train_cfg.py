@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from detkit.models.dense_heads.targets.part_checks import check_assigner
+from detkit.models.dense_heads.targets.part_checks import check_assigner, check_sampler_type
 from detkit.models.roi_heads.sampling import SampledRoIs, sample_rois
 from detkit.registry import TASK_UTILS, check_keys
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.proposals import Proposals
 from detkit.task_modules.samplers.combined_sampler import build_sampler
+from detkit.task_modules.samplers.roi_outputs import RUNS_ROI_HEAD
 
 __all__ = ["ROI_TRAIN_CFG_KEYS", "RoITrainCfg"]
 
@@ -69,6 +70,7 @@ class RoITrainCfg:
             check_assigner(assigner, (), head)
             if train_cfg.get("sampler") is None:
                 raise ValueError(f"{head}: {name}.sampler is missing; RandomSampler with num=512 is usual")
+            check_sampler_type(train_cfg["sampler"], head, f"{name}.sampler", "proposals", {RUNS_ROI_HEAD})
             sampler = build_sampler(train_cfg["sampler"], context=context)
         extra = {key: train_cfg[key] for key in extra_keys if key in train_cfg}
         return cls(assigner, sampler, train_cfg.get("pos_weight", -1), train_cfg.get("mask_size", 28), head, extra)

@@ -9,7 +9,7 @@ from torch import Tensor
 from detkit.registry import TASK_UTILS
 from detkit.task_modules.samplers.pool import Pool
 from detkit.task_modules.samplers.quota import QuotaSampler
-from detkit.task_modules.samplers.roi_outputs import bbox_head_of, roi_outputs
+from detkit.task_modules.samplers.roi_outputs import RUNS_ROI_HEAD, bbox_head_of, roi_outputs
 
 __all__ = ["OHEMSampler"]
 
@@ -29,7 +29,7 @@ class OHEMSampler(QuotaSampler):
         loss_key: Which of the box head's losses counts.
     """
 
-    only_for = "runs the RoI head"
+    only_for = RUNS_ROI_HEAD
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class OHEMSampler(QuotaSampler):
     ) -> None:
         super().__init__(num, pos_fraction, neg_pos_ub, add_gt_as_proposals, self.losses, self.losses)
         self.context = context
-        self.bbox_head = bbox_head_of(context)
+        self.bbox_head = bbox_head_of(context, "OHEMSampler")
         self.loss_key = loss_key
 
     def losses(self, candidates: Tensor, quota: Tensor, pool: Pool) -> Tensor:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detkit.task_modules.samplers.pool import Pool
 
-__all__ = ["RoIOutputs", "bbox_head_of", "roi_outputs"]
+__all__ = ["RUNS_ROI_HEAD", "RoIOutputs", "bbox_head_of", "roi_outputs"]
+
+
+# What a sampler is only for that needs the RoI head.
+RUNS_ROI_HEAD = "runs the RoI head"
 
 
 class RoIOutputs(NamedTuple):
@@ -26,9 +32,32 @@ class RoIOutputs(NamedTuple):
     loss: Tensor
 
 
-def bbox_head_of(context: Any) -> Any:
-    """The box head of a RoI head; of a cascade, that of its stage now."""
-    return context.bbox_head[context.current_stage] if hasattr(context, "num_stages") else context.bbox_head
+def bbox_head_of(context: Any, name: str) -> Any:
+    """The box head of a RoI head; of a cascade, that of its stage now.
+
+    Raises:
+        ValueError: Its classification loss is several by name, so that there is no one loss of a region; ``name`` is
+            the sampler's.
+    """
+    head = context.bbox_head[context.current_stage] if hasattr(context, "num_stages") else context.bbox_head
+    loss = getattr(head, "loss_cls", None)
+    if getattr(loss, "return_dict", False):
+        raise ValueError(
+            f"{type(context).__name__}: train_cfg.sampler: {name} needs one classification loss for each region, and "
+            f"{type(loss).__name__} gives several; set return_dict=False of the loss"
+        )
+    return head
+
+
+@contextmanager
+def _statistics_kept(loss: Any) -> Iterator[None]:
+    """A loss that counts what it sees forgets what it saw inside: regions that are looked at are not yet learnt."""
+    kept = [(buffer, buffer.clone()) for buffer in loss.buffers()] if isinstance(loss, nn.Module) else []
+    try:
+        yield
+    finally:
+        for buffer, before in kept:
+            buffer.copy_(before)
 
 
 @torch.no_grad()
@@ -53,16 +82,17 @@ def roi_outputs(context: Any, bbox_head: Any, pool: Pool, loss_key: str, name: s
     stage = (context.current_stage,) if hasattr(context, "num_stages") else ()
     outputs = context._bbox_forward(*stage, pool.inputs.get("feats"), rois)
     scores = outputs["cls_score"]
-    losses = bbox_head.loss(
-        cls_score=scores,
-        bbox_pred=None,
-        rois=rois,
-        labels=torch.where(pool.gt_inds > 0, pool.labels, bbox_head.num_classes).flatten(),
-        label_weights=scores.new_ones(len(scores)),
-        bbox_targets=None,
-        bbox_weights=None,
-        reduction_override="none",
-    )
+    with _statistics_kept(getattr(bbox_head, "loss_cls", None)):
+        losses = bbox_head.loss(
+            cls_score=scores,
+            bbox_pred=None,
+            rois=rois,
+            labels=torch.where(pool.gt_inds > 0, pool.labels, bbox_head.num_classes).flatten(),
+            label_weights=scores.new_ones(len(scores)),
+            bbox_targets=None,
+            bbox_weights=None,
+            reduction_override="none",
+        )
     if loss_key not in losses:
         raise ValueError(f"{name}: the box head has no loss {loss_key!r}, only {', '.join(sorted(losses))}")
     shape = (batch_size, count)

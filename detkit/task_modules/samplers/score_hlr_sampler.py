@@ -21,7 +21,7 @@ from detkit.task_modules.samplers.pool import (
     take_best,
 )
 from detkit.task_modules.samplers.quota import Quota
-from detkit.task_modules.samplers.roi_outputs import RoIOutputs, bbox_head_of, roi_outputs
+from detkit.task_modules.samplers.roi_outputs import RUNS_ROI_HEAD, RoIOutputs, bbox_head_of, roi_outputs
 from detkit.task_modules.samplers.sampling_result import BatchSamplingResult, SamplingResult
 
 __all__ = ["ScoreHLRSampler", "label_weights", "score_hlr"]
@@ -112,7 +112,7 @@ class ScoreHLRSampler:
         iou_thr: IoU from which predicted boxes are of one group.
     """
 
-    only_for = "runs the RoI head"
+    only_for = RUNS_ROI_HEAD
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class ScoreHLRSampler:
         self.neg_pos_ub = neg_pos_ub
         self.add_gt_as_proposals = add_gt_as_proposals
         self.context = context
-        self.bbox_head = bbox_head_of(context)
+        self.bbox_head = bbox_head_of(context, "ScoreHLRSampler")
         self.k = k
         self.bias = bias
         self.score_thr = score_thr

@@ -5,6 +5,7 @@ import torch
 from mmengine.structures import InstanceData
 from no_sync import NoSync
 from reference import DATA, arguments, case_named, load_weights
+from two_processes import assert_mean_of_both, losses_of_two_processes
 
 from detkit.models import FCOS, FoveaHead, RepPointsHead, RPNHead
 from detkit.registry import MODELS
@@ -223,29 +224,6 @@ def test_what_a_detector_would_overwrite_in_its_head_is_refused(key):
         FCOS({"type": "ResNet", "depth": 18}, bbox_head={"type": "FCOSHead", **OWN, key: {"pos_weight": 2}})
 
 
-class TwoProcesses:
-    """Stands for torch.distributed in a run of two processes, which take turns: first they say what they have."""
-
-    def __init__(self):
-        self.said = ([], [])
-        self.rank, self.place = 0, None
-
-    def is_available(self):
-        return True
-
-    is_initialized = is_available
-
-    def get_world_size(self):
-        return 2
-
-    def all_reduce(self, value):
-        if self.place is None:
-            self.said[self.rank].append(value.clone())
-        else:
-            value.copy_(sum(said[self.place] for said in self.said))
-            self.place += 1
-
-
 # YOLOv3 divides its sums by nothing, as MMDetection does.
 ALIKE = sorted({path.stem for path in (DATA / "dense_heads").glob("*.pt")} - {"YOLOV3Head"})
 
@@ -259,15 +237,9 @@ def test_two_processes_have_the_losses_of_one_with_all_images(name, which, monke
     head = MODELS.build(case["config"]).eval()
     load_weights(head, case)
     together = head.loss(features, samples)
-    both = TwoProcesses()
-    monkeypatch.setattr("detkit.losses.reduction.distributed", both)
-    for _ in ("say", "hear"):
-        alone = []
-        for both.rank in (0, 1):
-            one = slice(both.rank, both.rank + 1)
-            alone.append(head.loss([level[one] for level in features], samples[one]))
-            both.place = None if both.place is None else 0
-        both.place = 0
-    for loss, value in together.items():
-        if "loss" in loss:
-            torch.testing.assert_close((alone[0][loss] + alone[1][loss]) / 2, value, rtol=1e-4, atol=1e-5)
+
+    def losses_of(rank):
+        one = slice(rank, rank + 1)
+        return head.loss([level[one] for level in features], samples[one])
+
+    assert_mean_of_both(losses_of_two_processes(monkeypatch, losses_of), together, rtol=1e-4, atol=1e-5)

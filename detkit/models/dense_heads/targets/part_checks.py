@@ -19,6 +19,7 @@ __all__ = [
     "check_coder",
     "check_label_loss",
     "check_loss",
+    "check_sampler_type",
     "check_score_loss",
     "dense_sampler",
 ]
@@ -136,7 +137,7 @@ def dense_sampler(cfg: Mapping[str, Any] | None, head: str, argument: str = "tra
     """
     if cfg is None:
         return TASK_UTILS.build({"type": "PseudoSampler"})
-    _check_sampler_type(cfg, head, argument)
+    check_sampler_type(cfg, head, argument, "priors")
     sampler = TASK_UTILS.build(cfg)
     if getattr(sampler, "add_gt_as_proposals", False):
         raise ValueError(
@@ -146,12 +147,26 @@ def dense_sampler(cfg: Mapping[str, Any] | None, head: str, argument: str = "tra
     return sampler
 
 
-def _check_sampler_type(cfg: Mapping[str, Any], head: str, path: str) -> None:
+def check_sampler_type(
+    cfg: Mapping[str, Any], head: str, path: str, sampled: str, purposes: Collection[str] = ()
+) -> None:
+    """Refuse a sampler of something else than ``head`` has, or a combination that names one.
+
+    Args:
+        cfg: Config of the sampler.
+        head: Who would use it.
+        path: Where it comes from, for messages.
+        sampled: What the head has, with one object to each.
+        purposes: What a sampler may be ``only_for``.
+
+    Raises:
+        ValueError: With what it is only for.
+    """
     kind = cfg.get("type")
     only_for = getattr(find(kind, TASK_UTILS) if isinstance(kind, str) else kind, "only_for", None)
-    if only_for is not None:
+    if only_for is not None and only_for not in purposes:
         name = kind if isinstance(kind, str) else getattr(kind, "__name__", kind)
-        raise ValueError(f"{head}: {path}: {name} {only_for}; this head has priors, with one object to each")
+        raise ValueError(f"{head}: {path}: {name} {only_for}; this head has {sampled}, with one object to each")
     for part in ("pos_sampler", "neg_sampler"):
         if isinstance(cfg.get(part), Mapping):
-            _check_sampler_type(cfg[part], head, f"{path}.{part}")
+            check_sampler_type(cfg[part], head, f"{path}.{part}", sampled, purposes)
