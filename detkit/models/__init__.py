@@ -57,6 +57,7 @@ from detkit.models.detectors import (
     YOLOF,
     YOLOV3,
     YOLOX,
+    CascadeRCNN,
     CenterNet,
     FasterRCNN,
     FastRCNN,
@@ -85,6 +86,7 @@ from detkit.models.necks import (
 from detkit.models.pretrained import PretrainedInit
 from detkit.models.roi_heads import (
     BBoxHead,
+    CascadeRoIHead,
     ConvFCBBoxHead,
     Shared2FCBBoxHead,
     Shared4Conv1FCBBoxHead,
@@ -119,6 +121,8 @@ __all__ = [
     "CSPNeXt",
     "CSPNeXtPAFPN",
     "CTResNetNeck",
+    "CascadeRCNN",
+    "CascadeRoIHead",
     "CenterNet",
     "CenterNetHead",
     "CenterNetUpdateHead",

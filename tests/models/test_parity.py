@@ -41,6 +41,7 @@ HEADS = [
 DETECTORS = {
     "CenterNet": 0,
     "ATSS": 0,
+    "CascadeRCNN": 0,
     "FasterRCNN": 0,
     "FCOS": 0,
     "GFL": 0,
@@ -57,6 +58,7 @@ DETECTORS = {
 # RoI heads and their parts.
 ROI_PARTS = [
     "BBoxHead",
+    "CascadeRoIHead",
     "ConvFCBBoxHead",
     "Shared2FCBBoxHead",
     "Shared4Conv1FCBBoxHead",

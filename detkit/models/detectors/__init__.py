@@ -1,6 +1,7 @@
 """Detectors: backbone, neck and heads, trained and used as one."""
 
 from detkit.models.detectors.atss import ATSS
+from detkit.models.detectors.cascade_rcnn import CascadeRCNN
 from detkit.models.detectors.centernet import CenterNet
 from detkit.models.detectors.fast_rcnn import FastRCNN
 from detkit.models.detectors.faster_rcnn import FasterRCNN
@@ -34,6 +35,7 @@ __all__ = [
     "YOLOF",
     "YOLOV3",
     "YOLOX",
+    "CascadeRCNN",
     "CenterNet",
     "FastRCNN",
     "FasterRCNN",

@@ -108,7 +108,7 @@ class TwoStageDetector(BaseModel):
         if data_samples is None:
             facts = {"img_shape": tuple(inputs.shape[2:]), "scale_factor": (1.0, 1.0)}
             data_samples = [DetDataSample(metainfo=facts) for _ in inputs]
-        return self.roi_head(features, self._proposals(features, data_samples))
+        return self.roi_head(features, self._proposals(features, data_samples), data_samples)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: Sequence[DetDataSample]) -> dict[str, Tensor]:
         """Named losses of images (N, 3, H, W), of both stages."""

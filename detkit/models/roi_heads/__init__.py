@@ -1,11 +1,13 @@
 """RoI heads: what a detector's second stage says of proposals."""
 
 from detkit.models.roi_heads.bbox_heads import BBoxHead, ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
+from detkit.models.roi_heads.cascade_roi_head import CascadeRoIHead
 from detkit.models.roi_heads.roi_extractors import SingleRoIExtractor
 from detkit.models.roi_heads.standard_roi_head import StandardRoIHead
 
 __all__ = [
     "BBoxHead",
+    "CascadeRoIHead",
     "ConvFCBBoxHead",
     "Shared2FCBBoxHead",
     "Shared4Conv1FCBBoxHead",

@@ -42,6 +42,14 @@ class SampledRoIs:
     is_gt: Tensor
     label_weights: Tensor | None = None
 
+    @classmethod
+    def without_objects(cls, proposals: Proposals, num_classes: int) -> SampledRoIs:
+        """All proposals, as regions of which no object is known, as in prediction."""
+        nothing = torch.zeros_like(proposals.valid)
+        none = nothing.long()
+        boxes = proposals.boxes
+        return cls(boxes, none + num_classes, boxes, none, positive=nothing, valid=proposals.valid, is_gt=nothing)
+
     @property
     def rois(self) -> Tensor:
         """(N * R, 5), the index of the image before each box."""

@@ -69,7 +69,12 @@ class StandardRoIHead(BaseModule):
         self.train_cfg = RoITrainCfg.of(train_cfg, self)
         self.test_cfg = RoITestCfg.of(test_cfg)
 
-    def forward(self, x: Sequence[Tensor], rpn_results_list: Proposed) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        x: Sequence[Tensor],
+        rpn_results_list: Proposed,
+        batch_data_samples: Sequence[DetDataSample] | None = None,
+    ) -> tuple[Tensor, ...]:
         """Logits and encoded boxes of the proposals and, where there is a mask head, masks of the first 100."""
         rois = boxes_to_rois(Proposals.of(rpn_results_list).boxes)
         outputs = self._bbox_forward(x, rois)

@@ -325,8 +325,10 @@ class BBoxHead(BaseModule):
             bbox_pred: Encoded boxes (N * R, 4) or (N * R, C * 4).
             metas: Image facts.
         """
-        best = self.scores(cls_score).argmax(dim=1).view_as(sampled.labels)
-        labels = torch.where(sampled.positive, sampled.labels, best)
+        custom = getattr(self.loss_cls, "custom_activation", False)
+        # A softmax keeps the order of logits, but for those that it rounds to 0.
+        scores = self.scores(cls_score) if custom else cls_score[:, : self.num_classes]
+        labels = torch.where(sampled.positive, sampled.labels, scores.argmax(dim=1).view_as(sampled.labels))
         own = of_own_class(bbox_pred, labels.flatten(), self.encode_size).float().view_as(sampled.boxes)
         shapes = [tuple(meta["img_shape"][:2]) for meta in metas]
         boxes = self.bbox_coder.decode(sampled.boxes, own, max_shape=shapes)
