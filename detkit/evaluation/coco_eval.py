@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 __all__ = ["AREAS", "NOT_EVALUATED", "CocoCurves", "evaluate", "index"]
 
 AREAS = ("all", "s", "m", "l")  # below 32², below 96² and above, in pixels of the original image
+COCO_RECALL_LEVELS = np.linspace(0, 1, 101)
 NOT_EVALUATED = -1.0  # pycocotools' value of a figure that no ground truth or threshold stands behind
 
 
@@ -79,44 +81,80 @@ def evaluate(
     truth: COCO,
     detections: Sequence[Mapping[str, Any]],
     iou_type: str,
-    image_ids: Sequence[int],
     category_ids: Sequence[int],
     iou_thrs: Sequence[float],
     max_dets: Sequence[int],
     use_categories: bool = True,
+    not_exhaustive: Collection[tuple[Any, int]] = (),
 ) -> CocoCurves:
     """Match detections with ground truth and accumulate precision and recall.
 
+    Each category is judged on the images that have something of it, which gives COCOeval's numbers and takes no
+    longer than the objects do, however many categories there are.
+
     Args:
-        truth: Ground truth.
+        truth: Ground truth; all its images are judged.
         detections: ``image_id``, ``category_id``, ``score``, ``area``, and ``bbox`` (x, y, width, height) or
             ``segmentation`` (run-length) of each.
         iou_type: ``bbox`` or ``segm``.
-        image_ids: Images to be judged; those of ``truth`` beyond them do not count as missed.
         category_ids: Categories to be judged.
         iou_thrs: IoU from which a detection is right.
-        max_dets: Three limits on the number of detections per image, ascending.
+        max_dets: Limits on the number of detections per image, ascending.
         use_categories: Whether a detection must have the category of the object it finds.
+        not_exhaustive: (image, category) where a detection without an object is neither right nor wrong.
     """
-    found = index(
+    # COCOeval orders categories by id, whatever the order they were asked in.
+    judged: list[int | None] = sorted(set(category_ids)) if use_categories else [None]  # type: ignore[assignment]
+    objects, found = (_by_category(items, use_categories) for items in (truth.dataset["annotations"], detections))
+    levels = len(COCO_RECALL_LEVELS)
+    precision = np.full((len(iou_thrs), levels, len(judged), len(AREAS), len(max_dets)), NOT_EVALUATED)
+    recall = np.full((len(iou_thrs), len(judged), len(AREAS), len(max_dets)), NOT_EVALUATED)
+    for number, category in enumerate(judged):
+        if not objects[category]:
+            continue  # nothing to be found
+        images = {item["image_id"] for item in [*objects[category], *found[category]]}
+        judge = _Judge(*(_part(truth, images, items) for items in (objects[category], found[category])), iou_type)
+        judge.params.iouThrs = np.asarray(iou_thrs, dtype=float)
+        judge.params.maxDets = list(max_dets)
+        judge.params.useCats = int(use_categories)
+        judge.not_exhaustive = {image for image in images if (image, category) in not_exhaustive}
+        with contextlib.redirect_stdout(io.StringIO()):
+            judge.evaluate()
+            judge.accumulate()
+        precision[:, :, number], recall[:, number] = judge.eval["precision"][:, :, 0], judge.eval["recall"][:, 0]
+    return CocoCurves(precision, recall, list(iou_thrs), list(max_dets), judged)
+
+
+class _Judge(COCOeval):
+    """Leaves out unmatched detections in images whose annotation is not exhaustive."""
+
+    not_exhaustive: Collection[Any] = ()
+
+    def evaluateImg(self, imgId: Any, catId: Any, aRng: Any, maxDet: int) -> dict[str, Any] | None:
+        """As COCOeval's."""
+        result = super().evaluateImg(imgId, catId, aRng, maxDet)
+        if result is not None and imgId in self.not_exhaustive:
+            result["dtIgnore"] = np.logical_or(result["dtIgnore"], result["dtMatches"] == 0)
+        return result
+
+
+def _by_category(items: Sequence[Mapping[str, Any]], use_categories: bool) -> defaultdict[Any, list]:
+    by_category: defaultdict[Any, list] = defaultdict(list)
+    for item in items:
+        by_category[item["category_id"] if use_categories else None].append(item)
+    return by_category
+
+
+def _part(truth: COCO, images: Collection[Any], items: Sequence[Mapping[str, Any]]) -> COCO:
+    """A COCO object of some annotations, with ids that begin at 1: COCOeval takes 0 for none."""
+    categories = {item["category_id"] for item in items}
+    return index(
         {
-            "images": truth.dataset["images"],
-            "categories": truth.dataset["categories"],
-            "annotations": [{"id": number, **item} for number, item in enumerate(detections, start=1)],
+            "images": [truth.imgs[image] for image in images],
+            "categories": [{"id": category} for category in categories],
+            "annotations": [{**item, "id": number} for number, item in enumerate(items, start=1)],
         }
     )
-    judge = COCOeval(truth, found, iou_type)
-    judge.params.imgIds = list(image_ids)
-    judge.params.catIds = list(category_ids)
-    judge.params.iouThrs = np.asarray(iou_thrs, dtype=float)
-    judge.params.maxDets = list(max_dets)
-    judge.params.useCats = int(use_categories)
-    with contextlib.redirect_stdout(io.StringIO()):
-        judge.evaluate()
-        judge.accumulate()
-    # COCOeval orders categories by id, whatever the order they were asked in.
-    judged = sorted(set(category_ids)) if use_categories else [None]
-    return CocoCurves(judge.eval["precision"], judge.eval["recall"], list(iou_thrs), list(max_dets), judged)
 
 
 def _mean(values: NDArray[np.float64]) -> float:

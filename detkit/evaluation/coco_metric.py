@@ -53,7 +53,7 @@ class CocoMetric(BaseMetric):
             ``proposal_fast`` (average recall only, without regard to size).
         classwise: Whether to report each class, in the results and as a table.
         proposal_nums: Three limits on the detections per image. The names ``AR@100``, ``AR@300``, ``AR@1000``
-            stand for the first, second and third, whatever they are.
+            stand for the first, second and third, whatever they are; of one limit all three.
         iou_thrs: IoU thresholds, 0.50:0.05:0.95 if None. With thresholds given, ``mAP_50`` and ``mAP_75`` are -1,
             as in MMDetection: ask for ``mAP`` at ``iou_thrs=0.5``.
         metric_items: Figures to report, all of precision (of recall, for ``proposal``) if None.
@@ -65,6 +65,7 @@ class CocoMetric(BaseMetric):
         prefix: What stands before the slash in the names of results.
         sort_categories: Kept for MMDetection's configs; classes are found by name, so the order of categories in
             the file has no effect.
+        use_mp_eval: Kept for MMDetection's configs; many categories take no longer than their objects do.
 
     Raises:
         KeyError: An unknown metric or metric item.
@@ -90,6 +91,7 @@ class CocoMetric(BaseMetric):
         collect_device: str = "cpu",
         prefix: str | None = None,
         sort_categories: bool = False,
+        use_mp_eval: bool = False,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.metrics = [metric] if isinstance(metric, str) else list(metric)
@@ -98,8 +100,8 @@ class CocoMetric(BaseMetric):
         self._check_names(self.metric_items or (), self.item_names, "metric item")
         if format_only and outfile_prefix is None:
             raise ValueError("format_only=True writes the detections: give outfile_prefix, where to")
-        if set(self.metrics) != {"proposal_fast"} and len(proposal_nums) != 3:
-            raise ValueError(f"proposal_nums must be three numbers, as pycocotools needs them, got {proposal_nums}")
+        if set(self.metrics) != {"proposal_fast"} and len(proposal_nums) not in (1, 3):
+            raise ValueError(f"proposal_nums must be one number or three, got {proposal_nums}")
         self.ann_file = ann_file
         self.classwise = classwise
         self.proposal_nums = sorted(proposal_nums)
@@ -171,7 +173,6 @@ class CocoMetric(BaseMetric):
             truth,
             detections,
             iou_type="segm" if metric == "segm" else "bbox",
-            image_ids=list(truth.imgs),
             category_ids=category_ids,
             iou_thrs=self.iou_thrs,
             max_dets=self.proposal_nums,
@@ -180,14 +181,14 @@ class CocoMetric(BaseMetric):
 
     def _figures(self, curves: CocoCurves, metric: str, truth: COCO) -> dict[str, float]:
         """The items asked for, by name."""
-        limits = curves.max_dets
+        limits = list(curves.max_dets)
         fixed_thr = NOT_EVALUATED if self.has_own_thresholds else None
         values = {
             "mAP": curves.average_precision(max_dets=_MAP_MAX_DETS if _MAP_MAX_DETS in limits else None),
             "mAP_50": fixed_thr or curves.average_precision(iou_thr=0.5),
             "mAP_75": fixed_thr or curves.average_precision(iou_thr=0.75),
             **{f"mAP_{area}": curves.average_precision(area) for area in "sml"},
-            **dict(zip(_RECALL_ITEMS[:3], (curves.average_recall(max_dets=n) for n in limits), strict=True)),
+            **dict(zip(_RECALL_ITEMS[:3], (curves.average_recall(max_dets=n) for n in limits * 3), strict=False)),
             **{f"AR_{area}@1000": curves.average_recall(area) for area in "sml"},
         }
         if metric == "proposal":

@@ -1,23 +1,18 @@
 """LVISMetric: average precision where only some categories of an image are annotated, https://arxiv.org/abs/1908.03195.
 
-The rules are those of LVIS's own evaluation; what it has in common with COCO's is pycocotools'. Each category is
-judged on the images that have something of it, so that a thousand categories take no longer than their objects.
+The rules are those of LVIS's own evaluation; what it has in common with COCO's is pycocotools'.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from mmengine.logging import print_log
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from detkit.evaluation.coco_eval import AREAS, NOT_EVALUATED, CocoCurves, index
+from detkit.evaluation.coco_eval import NOT_EVALUATED, CocoCurves, evaluate
 from detkit.evaluation.coco_metric import CocoMetric
 from detkit.registry import METRICS
 
@@ -118,19 +113,6 @@ class LVISMetric(CocoMetric):
         return figures
 
 
-class _FederatedEval(COCOeval):
-    """Leaves out unmatched detections in images whose annotation is not exhaustive."""
-
-    not_exhaustive: frozenset = frozenset()
-
-    def evaluateImg(self, imgId: Any, catId: Any, aRng: Any, maxDet: int) -> dict[str, Any] | None:
-        """As COCOeval's."""
-        result = super().evaluateImg(imgId, catId, aRng, maxDet)
-        if result is not None and imgId in self.not_exhaustive:
-            result["dtIgnore"] = np.logical_or(result["dtIgnore"], result["dtMatches"] == 0)
-        return result
-
-
 def evaluate_federated(
     truth: COCO,
     detections: Sequence[Mapping[str, Any]],
@@ -138,42 +120,20 @@ def evaluate_federated(
     category_ids: Sequence[int],
     iou_thrs: Sequence[float],
 ) -> CocoCurves:
-    """Match detections with ground truth and accumulate precision and recall, category by category.
+    """As :func:`detkit.evaluation.coco_eval.evaluate`, by the rules of LVIS.
 
     Args:
         truth: Ground truth; its images have ``neg_category_ids`` and ``not_exhaustive_category_ids``.
-        detections: As for :func:`detkit.evaluation.coco_eval.evaluate`.
-        iou_type: ``bbox`` or ``segm``.
-        category_ids: Categories to be judged.
-        iou_thrs: IoU from which a detection is right.
+        detections: As there, here and below.
+        iou_type: The same.
+        category_ids: The same.
+        iou_thrs: The same.
     """
-    objects: dict[Any, list] = defaultdict(list)
-    present: set[tuple] = set()
-    for annotation in truth.dataset["annotations"]:
-        objects[annotation["category_id"]].append(annotation)
-        present.add((annotation["image_id"], annotation["category_id"]))
-    found: dict[Any, list] = defaultdict(list)
-    for detection in _best(detections):
-        image, category = detection["image_id"], detection["category_id"]
-        if (image, category) in present or category in truth.imgs[image]["neg_category_ids"]:
-            found[category].append(detection)
-    judged = sorted(set(category_ids))
-    shape = (len(iou_thrs), 101, len(judged), len(AREAS), 1)
-    precision, recall = np.full(shape, NOT_EVALUATED), np.full((shape[0], *shape[2:]), NOT_EVALUATED)
-    for number, category in enumerate(judged):
-        if not objects[category]:
-            continue  # nothing to be found
-        images = {item["image_id"] for item in [*objects[category], *found[category]]}
-        parts = [_part(truth, images, category, items) for items in (objects[category], found[category])]
-        judge = _FederatedEval(*parts, iou_type)
-        judge.params.iouThrs = np.asarray(iou_thrs, dtype=float)
-        judge.params.maxDets = [_MAX_DETS]
-        judge.not_exhaustive = frozenset(i for i in images if category in truth.imgs[i]["not_exhaustive_category_ids"])
-        with contextlib.redirect_stdout(io.StringIO()):
-            judge.evaluate()
-            judge.accumulate()
-        precision[:, :, number], recall[:, number] = judge.eval["precision"][:, :, 0], judge.eval["recall"][:, 0]
-    return CocoCurves(precision, recall, list(iou_thrs), [_MAX_DETS], judged)
+    present = {(item["image_id"], item["category_id"]) for item in truth.dataset["annotations"]}
+    present.update((i, category) for i, image in truth.imgs.items() for category in image["neg_category_ids"])
+    judged = [item for item in _best(detections) if (item["image_id"], item["category_id"]) in present]
+    partial = {(i, category) for i, image in truth.imgs.items() for category in image["not_exhaustive_category_ids"]}
+    return evaluate(truth, judged, iou_type, category_ids, iou_thrs, [_MAX_DETS], not_exhaustive=partial)
 
 
 def _best(detections: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -186,14 +146,3 @@ def _best(detections: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         for listed in by_image.values()
         for detection in sorted(listed, key=lambda item: item["score"], reverse=True)[:_MAX_DETS]
     ]
-
-
-def _part(truth: COCO, images: set, category: Any, items: Sequence[Mapping[str, Any]]) -> COCO:
-    """A COCO object of some annotations of one category, with ids that begin at 1: COCOeval takes 0 for none."""
-    return index(
-        {
-            "images": [truth.imgs[image] for image in images],
-            "categories": [truth.cats[category]],
-            "annotations": [{**item, "id": number} for number, item in enumerate(items, start=1)],
-        }
-    )

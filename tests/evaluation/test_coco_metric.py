@@ -103,6 +103,22 @@ def test_map_looks_at_a_hundred_detections_and_map_50_at_all(tmp_path):
     assert found["coco/bbox_mAP_50"] == pytest.approx(1 / 101)
 
 
+def test_one_limit_stands_for_all(tmp_path):
+    metric = metric_of(tmp_path, classes=("cat",), proposal_nums=[300], metric_items=["mAP", "AR@100", "AR@1000"])
+    boxes, scores = [[70.0, 70, 80, 80]] * 100 + [CAT_BOX], [0.9] * 100 + [0.1]
+    found = evaluated(metric, sample_of(5, boxes, [0] * 101, scores=scores), sample_of(9, [], []))
+    assert found["coco/bbox_mAP"] == pytest.approx(1 / 101)  # beyond the hundred of COCO
+    assert found["coco/bbox_AR@100"] == found["coco/bbox_AR@1000"] == 1
+
+
+def test_an_annotation_with_the_id_zero_can_be_found(tmp_path):
+    content = json.loads(json.dumps(ANNOTATIONS))
+    content["annotations"][0]["id"] = 0  # which pycocotools takes for no match
+    metric = metric_of(tmp_path, content)
+    found = evaluated(metric, sample_of(5, [CAT_BOX], [0]), sample_of(9, [DOG_BOX], [1]))
+    assert found["coco/bbox_mAP"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_unrounded_numbers_are_those_of_pycocotools(tmp_path, kind):
     case = case_named("metrics/CocoMetric", kind)
@@ -393,7 +409,7 @@ def test_masks_asked_for_and_not_predicted(tmp_path):
         ({"metric": "box"}, KeyError, "no metric 'box'; did you mean 'bbox'"),
         ({"metric_items": ["map50"]}, KeyError, "no metric item 'map50'; did you mean 'mAP_50'"),
         ({"format_only": True}, ValueError, "outfile_prefix"),
-        ({"proposal_nums": (100,)}, ValueError, r"three numbers.*\(100,\)"),
+        ({"proposal_nums": (100, 300)}, ValueError, r"one number or three.*\(100, 300\)"),
     ],
 )
 def test_wrong_arguments(arguments, error, match):
