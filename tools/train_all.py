@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shlex
 import subprocess
 import sys
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-METRIC = "coco/bbox_mAP"
+METRIC, OF_MASKS = "coco/bbox_mAP", "coco/segm_mAP"
 BEGIN, END = "<!-- table: tools/train_all.py -->", "<!-- end of table -->"
-HEADER = ("method", "config", "bbox mAP", "minutes", "command")
+HEADER = ("method", "config", "bbox mAP", "segm mAP", "minutes", "CPU minutes", "command")
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -63,33 +64,41 @@ def train(config: Path, folder: Path, args: argparse.Namespace) -> bool:
     options = ["--device", args.device] if args.device else []
     options += ["--cfg-options", *args.cfg_options] if args.cfg_options else []
     command = [sys.executable, str(ROOT / "tools/train.py"), str(config), "--work-dir", str(folder), *options]
-    start = time.perf_counter()
+    start, used = time.perf_counter(), cpu_seconds()
     done = subprocess.run(command, check=False).returncode == 0
-    minutes = (time.perf_counter() - start) / 60
+    minutes, cpu_minutes = (time.perf_counter() - start) / 60, (cpu_seconds() - used) / 60
     if not done:
         return False
     config = config.resolve()
     shown = config.relative_to(ROOT) if config.is_relative_to(ROOT) else config
     result = {
         "config": shown.as_posix(),
-        "metric": last_metric(folder / "metrics.jsonl"),
+        "metric": last_metric(folder / "metrics.jsonl", METRIC),
+        "of_masks": last_metric(folder / "metrics.jsonl", OF_MASKS, needed=False),
         "minutes": minutes,
+        "cpu_minutes": cpu_minutes,
         "command": shlex.join(["python", "tools/train.py", shown.as_posix(), *options]),
     }
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     return True
 
 
-def last_metric(path: Path) -> float:
-    """The metric of the last validation in a run's ``metrics.jsonl``.
+def cpu_seconds() -> float:
+    """Seconds that the cores have spent on the runs so far; what else the machine does is not among them."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def last_metric(path: Path, metric: str, needed: bool = True) -> float | None:
+    """A metric of the last validation in a run's ``metrics.jsonl``; None if there is none and none is needed.
 
     Raises:
         ValueError: There is none.
     """
-    values = [line[METRIC] for line in map(json.loads, path.read_text().splitlines()) if METRIC in line]
-    if not values:
-        raise ValueError(f"{path}: no validation gave {METRIC}")
-    return values[-1]
+    values = [line[metric] for line in map(json.loads, path.read_text().splitlines()) if metric in line]
+    if needed and not values:
+        raise ValueError(f"{path}: no validation gave {metric}")
+    return values[-1] if values else None
 
 
 def read_rows(page: Path) -> dict[str, str]:
@@ -114,7 +123,9 @@ def write_row(page: Path, result: dict[str, Any]) -> None:
         f"[{method}](../configs/{method}/README.md)" if readme.is_file() else method,
         f"`{config.stem}`",
         f"{result['metric']:.3f}",
+        "" if result["of_masks"] is None else f"{result['of_masks']:.3f}",
         f"{result['minutes']:.1f}",
+        f"{result['cpu_minutes']:.1f}",
         f"`{result['command']}`",
     )
     rows = {**read_rows(page), config.stem: "| " + " | ".join(cells) + " |"}

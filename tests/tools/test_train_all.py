@@ -31,7 +31,15 @@ def page(tool, tmp_path):
 
 def row(name, metric):
     config = f"configs/{name}/{name}_shapes.py"
-    return {"config": config, "metric": metric, "minutes": 4.26, "command": f"python tools/train.py {config}"}
+    command = f"python tools/train.py {config}"
+    return {
+        "config": config,
+        "metric": metric,
+        "of_masks": 0.3,
+        "minutes": 4.26,
+        "cpu_minutes": 8.5,
+        "command": command,
+    }
 
 
 def test_two_steps_of_a_run_leave_a_row_and_are_not_made_again(tool, page, tmp_path, monkeypatch, capsys):
@@ -48,6 +56,8 @@ def test_two_steps_of_a_run_leave_a_row_and_are_not_made_again(tool, page, tmp_p
     result = json.loads((folder / "result.json").read_text())
     assert result["metric"] == lines[-1][tool.METRIC]
     assert 0 < result["minutes"] < 2
+    assert 0 < result["cpu_minutes"] < 2
+    assert result["of_masks"] is None
     text = page.read_text()
     start = "| [retinanet](../configs/retinanet/README.md) | `retinanet_r18_fpn_shapes` | 0.0"
     assert text.splitlines()[5].startswith(start)
@@ -70,10 +80,10 @@ def test_a_row_takes_the_place_of_the_older_one_and_others_stay(tool, page):
     tool.write_row(page, row("fcos", 0.5))
     tool.write_row(page, row("atss", 0.41))
     tool.write_row(page, row("fcos", 0.62))
-    assert [line.split(" | ")[1:4] for line in page.read_text().splitlines() if line.startswith("| ")] == [
-        ["config", "bbox mAP", "minutes"],
-        ["`atss_shapes`", "0.410", "4.3"],
-        ["`fcos_shapes`", "0.620", "4.3"],
+    assert [line.split(" | ")[1:6] for line in page.read_text().splitlines() if line.startswith("| ")] == [
+        ["config", "bbox mAP", "segm mAP", "minutes", "CPU minutes"],
+        ["`atss_shapes`", "0.410", "0.300", "4.3", "8.5"],
+        ["`fcos_shapes`", "0.620", "0.300", "4.3", "8.5"],
     ]
 
 
@@ -105,7 +115,8 @@ def test_a_page_without_marks_is_told_before_anything_is_trained(tool, page, tmp
 def test_a_run_without_validation_is_an_error(tool, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl: no validation gave coco/bbox_mAP"):
-        tool.last_metric(tmp_path / "metrics.jsonl")
+        tool.last_metric(tmp_path / "metrics.jsonl", tool.METRIC)
+    assert tool.last_metric(tmp_path / "metrics.jsonl", tool.OF_MASKS, needed=False) is None
 
 
 def test_the_page_shipped_has_the_marks(tool):
