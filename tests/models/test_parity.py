@@ -60,6 +60,7 @@ ROI_PARTS = [
     "BBoxHead",
     "CascadeRoIHead",
     "ConvFCBBoxHead",
+    "GenericRoIExtractor",
     "Shared2FCBBoxHead",
     "Shared4Conv1FCBBoxHead",
     "SingleRoIExtractor",

@@ -5,6 +5,7 @@ from detkit.models.layers.conv_norm import ConvNormShortcut, conv_norm
 from detkit.models.layers.conv_style import ConvStyle
 from detkit.models.layers.csp_layer import CSPBlock, CSPLayer, cspnext_block, darknet_block
 from detkit.models.layers.freezing import freeze, hold_statistics
+from detkit.models.layers.generalized_attention import GeneralizedAttention
 from detkit.models.layers.l2_norm import L2Norm
 from detkit.models.layers.predictors import NormedConv2d, NormedLinear, linear_predictor
 from detkit.models.layers.spp import SPPBottleneck
@@ -15,6 +16,7 @@ __all__ = [
     "ChannelAttention",
     "ConvNormShortcut",
     "ConvStyle",
+    "GeneralizedAttention",
     "L2Norm",
     "NormedConv2d",
     "NormedLinear",

@@ -2,13 +2,14 @@
 
 from detkit.models.roi_heads.bbox_heads import BBoxHead, ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
 from detkit.models.roi_heads.cascade_roi_head import CascadeRoIHead
-from detkit.models.roi_heads.roi_extractors import SingleRoIExtractor
+from detkit.models.roi_heads.roi_extractors import GenericRoIExtractor, SingleRoIExtractor
 from detkit.models.roi_heads.standard_roi_head import StandardRoIHead
 
 __all__ = [
     "BBoxHead",
     "CascadeRoIHead",
     "ConvFCBBoxHead",
+    "GenericRoIExtractor",
     "Shared2FCBBoxHead",
     "Shared4Conv1FCBBoxHead",
     "SingleRoIExtractor",
