@@ -12,13 +12,16 @@ from torch import nn
 from torchvision.models import resnet
 from torchvision.models.detection import (
     FCOS,
+    FasterRCNN,
     RetinaNet,
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
     fcos_resnet50_fpn,
     retinanet_resnet50_fpn,
     retinanet_resnet50_fpn_v2,
 )
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from detkit.checkpoints import class_names, load_weights, save_checkpoint_file
@@ -55,7 +58,7 @@ def randomised(module: nn.Module) -> nn.Module:
 
 
 def pyramid(trunk, levels=(2, 3, 4), eps=0.0) -> BackboneWithFPN:
-    extra = LastLevelP6P7(CHANNELS, CHANNELS)
+    extra = LastLevelMaxPool() if 1 in levels else LastLevelP6P7(CHANNELS, CHANNELS)
     body = resnet.resnet18(norm_layer=partial(FrozenBatchNorm2d, eps=eps))
     body.load_state_dict(trunk)
     layers = {f"layer{level}": str(place) for place, level in enumerate(levels)}
@@ -64,9 +67,10 @@ def pyramid(trunk, levels=(2, 3, 4), eps=0.0) -> BackboneWithFPN:
 
 def slim(name: str, **options) -> nn.Module:
     """The model of a shipped config with ResNet-18 and few channels."""
-    head = {"model.bbox_head.in_channels": CHANNELS, "model.bbox_head.feat_channels": CHANNELS}
+    head = "model.rpn_head" if "rcnn" in name else "model.bbox_head"
+    heads = {f"{head}.in_channels": CHANNELS, f"{head}.feat_channels": CHANNELS}
     trunk = {"model.backbone.depth": 18, "model.neck.in_channels": [64, 128, 256, 512]}
-    cfg = load(CONFIGS / name, {**trunk, **head, "model.neck.out_channels": CHANNELS, **options})
+    cfg = load(CONFIGS / name, {**trunk, **heads, "model.neck.out_channels": CHANNELS, **options})
     return MODELS.build(cfg.model).eval()
 
 
@@ -154,10 +158,48 @@ def test_fcos(trunk):
     assert_same_detections(model, theirs, 0.01, power=2)
 
 
+@torch.no_grad()
+def test_faster_rcnn(trunk):
+    torch.manual_seed(4)
+    limits = {"rpn_pre_nms_top_n_test": 300, "rpn_post_nms_top_n_test": 300, "box_detections_per_img": 10**6}
+    theirs = FasterRCNN(pyramid(trunk, (1, 2, 3, 4)), 91, **SETTINGS, **limits).eval()
+    levels = list(theirs.backbone(torch.rand(1, 3, *SIZE)).values())
+    head = randomised(theirs.rpn.head)
+    nn.init.kaiming_normal_(head.conv[0][0].weight, nonlinearity="relu")
+    for layer, spread in ((head.cls_logits, 1.0), (head.bbox_pred, 0.2)):
+        layer.weight.normal_()
+        layer.weight *= spread / torch.cat([layer(head.conv(level)).flatten() for level in levels]).std()
+    seen = {}
+    theirs.roi_heads.box_head.register_forward_hook(lambda _module, _inputs, output: seen.update(features=output))
+    theirs([image() / 255])
+    for layer, spread in (
+        (theirs.roi_heads.box_predictor.cls_score, 2.0),
+        (theirs.roi_heads.box_predictor.bbox_pred, 1.0),
+    ):
+        layer.weight.normal_()
+        layer.weight *= spread / layer(seen["features"]).std()
+        layer.bias.uniform_(-1, 1)
+    theirs.roi_heads.box_predictor.cls_score.bias[UNUSED[1:]] = -1000
+    model = slim(
+        "faster_rcnn/faster-rcnn_r50_fpn_torchvision.py",
+        **{
+            "model.roi_head.bbox_roi_extractor.out_channels": CHANNELS,
+            "model.roi_head.bbox_head.in_channels": CHANNELS,
+            "model.test_cfg.rpn.nms_pre": 300,
+            "model.test_cfg.rpn.max_per_img": 300,
+            "model.test_cfg.rcnn.max_per_img": 10**6,
+        },
+    )
+    assert load_weights(model, theirs.state_dict(), strict=True).origin == "torchvision"
+    assert_same_detections(model, theirs, 0.05)
+
+
 BUILDERS = {
     "retinanet/retinanet_r50_fpn_torchvision.py": retinanet_resnet50_fpn,
     "retinanet/retinanet_r50_fpn_torchvision-v2.py": retinanet_resnet50_fpn_v2,
     "fcos/fcos_r50_fpn_torchvision.py": fcos_resnet50_fpn,
+    "faster_rcnn/faster-rcnn_r50_fpn_torchvision.py": fasterrcnn_resnet50_fpn,
+    "faster_rcnn/faster-rcnn_r50_fpn_torchvision-v2.py": fasterrcnn_resnet50_fpn_v2,
 }
 
 
