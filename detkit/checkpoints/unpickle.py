@@ -7,6 +7,7 @@ pickles. Stand-ins are made anew for each file: a file that tampers with them re
 from __future__ import annotations
 
 import codecs
+import datetime
 import pickle
 import re
 import threading
@@ -45,6 +46,17 @@ class _HistoryBuffer(_Foreign):
     """mmengine's history of a logged number; its functions are left out."""
 
 
+class _MessageHub(_Foreign):
+    """mmengine's record of a run, where somebody saved it whole."""
+
+
+class _Config(_Foreign):
+    """A config of mmengine or mmcv, of which the values are kept: the first of its state."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state[0] if isinstance(state, tuple) and state else state
+
+
 class _Namespace(_Foreign):
     """argparse's, in which DETR and its relatives keep their settings."""
 
@@ -59,6 +71,20 @@ def _no_attribute(*_args: Any) -> None:
 
 def _path(*parts: str) -> str:
     return "/".join(parts)
+
+
+def _moment(*parts: Any) -> str:
+    """A date or a time of a day, or both, as text."""
+    kind = datetime.date if len(parts) == 1 and len(parts[0]) == 4 else datetime.datetime
+    return kind(*parts).isoformat()
+
+
+def _duration(days: int = 0, seconds: int = 0, microseconds: int = 0) -> datetime.timedelta:
+    return datetime.timedelta(days, seconds, microseconds)
+
+
+def _zone(offset: Any, *_name: Any) -> datetime.timezone:
+    return datetime.timezone(offset)
 
 
 class _Dtype(_Foreign):
@@ -113,8 +139,16 @@ def _stand_ins() -> dict[str, Any]:
     """Name in a pickle -> what it stands for."""
     table: dict[str, Any] = {
         "mmengine.logging.history_buffer.HistoryBuffer": _HistoryBuffer,
+        "mmengine.logging.message_hub.MessageHub": _MessageHub,
         "mmengine.config.config.ConfigDict": _config_dict,
+        "mmengine.config.config.Config": _Config,
         "mmcv.utils.config.ConfigDict": _config_dict,
+        "mmcv.utils.config.Config": _Config,
+        "addict.addict.Dict": _config_dict,
+        "datetime.datetime": _moment,
+        "datetime.date": _moment,
+        "datetime.timedelta": _duration,
+        "datetime.timezone": _zone,
         "mmengine.structures.instance_data.InstanceData": _Foreign,  # proposals are kept in it
         "argparse.Namespace": _Namespace,
         "collections.Counter": _config_dict,  # a class of Python, which a file could change for the whole process
@@ -233,6 +267,10 @@ def _only_data_of_objects(value: Any) -> Any:
         return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
     if isinstance(value, _Array):
         return only_data(value.value)
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, datetime.timezone):
+        return str(value)
     if isinstance(value, _Foreign):
         state = getattr(value, "state", None)
         kept = state if isinstance(state, Mapping) else {}

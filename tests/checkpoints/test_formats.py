@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import pickle
 import struct
@@ -15,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from checkpoints.foreign_files import PYTHON2_PICKLE, Evil, write
-from mmengine.config import ConfigDict
-from mmengine.logging import HistoryBuffer
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from detkit.checkpoints import load_checkpoint_file, peek, save_checkpoint_file
@@ -299,6 +300,30 @@ def test_mmengines_file_is_read_as_plain_data(tmp_path):
         assert loaded["args"] == {"lr": 0.1, "folder": "a/b", "names": {"a"}}
         assert loaded["state_dict"].keys() == {"weight", "bias"}
         del loaded["args"]  # a checkpoint of detkit has no sets
+        save_checkpoint_file(loaded, tmp_path / "again.pth")  # nothing foreign is left
+
+
+def test_dates_and_whole_objects_of_mmengine_are_read(tmp_path):
+    zone = datetime.timezone(datetime.timedelta(hours=8))
+    hub = MessageHub("a name of its own")
+    hub.update_info("iter", 3)
+    content = {
+        "model": {},
+        "when": datetime.datetime(2023, 1, 2, 3, 4, 5, 6, tzinfo=zone),
+        "local": datetime.datetime(2023, 1, 2),
+        "day": datetime.date(2023, 1, 2),
+        "took": datetime.timedelta(minutes=2),
+        "zone": zone,
+        "cfg": Config({"model": {"type": "FCOS"}}),
+        "hub": hub,
+    }
+    for kind in ("zip", "legacy", "pickle2", "pickle5"):  # torch saves by protocol 2
+        loaded = load_checkpoint_file(write(kind, tmp_path / "x.pkl", content))
+        assert loaded["when"] == "2023-01-02T03:04:05.000006+08:00"
+        assert (loaded["local"], loaded["day"]) == ("2023-01-02T00:00:00", "2023-01-02")
+        assert (loaded["took"], loaded["zone"]) == (120.0, "UTC+08:00")
+        assert loaded["cfg"] == {"model": {"type": "FCOS"}}
+        assert loaded["hub"]["_runtime_info"] == {"iter": 3}
         save_checkpoint_file(loaded, tmp_path / "again.pth")  # nothing foreign is left
 
 
