@@ -1,19 +1,17 @@
 """docs/coming_from_detectron2.md: nothing of Detectron2's engine is missing, and all that it names is here."""
 
-import ast
-import importlib
-import inspect
 import re
 from pathlib import Path
 
 import pytest
+from documented import check
 from torch import nn
 from torch.optim import SGD
 
 from detkit.arguments import default_argument_parser
 from detkit.config import load
 from detkit.engine import auto_scale_cfg, build_optim_wrapper
-from detkit.registry import HOOKS, PARAM_SCHEDULERS, REGISTRIES, find
+from detkit.registry import HOOKS, PARAM_SCHEDULERS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/coming_from_detectron2.md").read_text()
@@ -48,36 +46,6 @@ CommonMetricPrinter RetinaNet.losses RPN.losses FastRCNNOutputLayers.losses _den
 sigmoid_focal_loss smooth_l1_loss giou_loss diou_loss ciou_loss
 """
 THEIRS = _NAMES.split()
-
-
-def named(name):
-    """What a registered name or a path that begins with ``detkit.`` stands for."""
-    if name.startswith("detkit."):
-        parts = name.split(".")
-        for length in range(len(parts), 0, -1):
-            try:
-                value = importlib.import_module(".".join(parts[:length]))
-            except ModuleNotFoundError:
-                continue
-            for part in parts[length:]:
-                value = getattr(value, part)
-            return value
-    found = [cls for registry in REGISTRIES.values() if (cls := find(name, registry)) is not None]
-    assert found, f"{name}: nobody registered it"
-    return found[0]
-
-
-def check(text):
-    """A name, a call whose arguments must exist, or a file."""
-    if text.startswith("tools/"):
-        assert (ROOT / text).is_file(), text
-        return
-    tree = ast.parse(text, mode="eval").body
-    call = tree if isinstance(tree, ast.Call) else None
-    target = named(ast.unparse(call.func if call else tree))
-    if call:
-        unknown = {keyword.arg for keyword in call.keywords} - set(inspect.signature(target).parameters)
-        assert not unknown, f"{text}: {unknown}"
 
 
 def test_every_part_of_their_engine_has_one_line():
