@@ -15,7 +15,7 @@ from detkit.models.layers.freezing import freeze, hold_statistics
 from detkit.recompute import recomputed
 from detkit.registry import check_keys
 
-__all__ = ["NO_DCN", "ResidualBackbone", "Stage", "blocks_of_depth"]
+__all__ = ["NO_DCN", "ResidualBackbone", "Stage", "blocks_of_depth", "blocks_of_stage"]
 
 Cfg = Mapping[str, Any]
 STYLES = ("pytorch", "caffe")
@@ -100,7 +100,7 @@ class ResidualBackbone(BaseModule):
         for index, stage in enumerate(stages):
             stage_dcn = dcn if dcn is not None and stage_with_dcn[index] else None
             rest = (style, conv_cfg, norm_cfg, stage_dcn, _plugins_of_stage(plugins, index, len(stages)))
-            layer = _blocks(stage, inplanes, strides[index], dilations[index], avg_down, rest)
+            layer = blocks_of_stage(stage, inplanes, strides[index], dilations[index], avg_down, rest)
             inplanes = stage.outplanes
             self.stage_names.append(f"layer{index + 1}")
             self.add_module(self.stage_names[-1], layer)
@@ -180,10 +180,19 @@ def blocks_of_depth(name: str, depths: Mapping[int, tuple[int, ...]], depth: int
     return depths[depth][:num_stages]
 
 
-def _blocks(
+def blocks_of_stage(
     stage: Stage, inplanes: int, stride: int, dilation: int, avg_down: bool, rest: tuple[Any, ...]
 ) -> nn.Sequential:
-    """Blocks of one stage; the first changes the shape. ``rest`` is what a block gets after its shortcut."""
+    """Blocks of one stage; the first changes the shape.
+
+    Args:
+        stage: Which blocks, and how many.
+        inplanes: Channels that the first gets.
+        stride: Of the first.
+        dilation: Of all.
+        avg_down: Pool in the shortcut instead of striding.
+        rest: What a block gets after its shortcut.
+    """
     conv_cfg, norm_cfg = rest[1:3]
     downsample = None
     if stride != 1 or inplanes != stage.outplanes:

@@ -12,7 +12,7 @@ from detkit.models.backbones.residual_backbone import NO_DCN, ResidualBackbone, 
 from detkit.models.backbones.residual_blocks import BasicBlock, Bottleneck
 from detkit.registry import MODELS
 
-__all__ = ["BasicBlock", "Bottleneck", "ResNet", "ResNetV1d"]
+__all__ = ["BasicBlock", "Bottleneck", "ResNet", "ResNetV1d", "resnet_stages"]
 
 Cfg = Mapping[str, Any]
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -74,7 +74,7 @@ class ResNet(ResidualBackbone):
         init_cfg: Cfg | Sequence[Cfg] | None = None,
     ) -> None:
         super().__init__(
-            _stages("ResNet", depth, base_channels, num_stages),
+            resnet_stages("ResNet", depth, base_channels, num_stages),
             in_channels=in_channels,
             stem_channels=base_channels if stem_channels is None else stem_channels,
             strides=strides,
@@ -128,7 +128,7 @@ class ResNetV1d(ResidualBackbone):
         init_cfg: Cfg | Sequence[Cfg] | None = None,
     ) -> None:
         super().__init__(
-            _stages("ResNetV1d", depth, base_channels, num_stages),
+            resnet_stages("ResNetV1d", depth, base_channels, num_stages),
             in_channels=in_channels,
             stem_channels=base_channels if stem_channels is None else stem_channels,
             strides=strides,
@@ -151,7 +151,8 @@ class ResNetV1d(ResidualBackbone):
         self.depth = depth
 
 
-def _stages(name: str, depth: int, base_channels: int, num_stages: int) -> list[Stage]:
+def resnet_stages(name: str, depth: int, base_channels: int, num_stages: int) -> list[Stage]:
+    """The first ``num_stages`` stages of ResNet, for a network ``name``."""
     block = BasicBlock if depth < 50 else Bottleneck
     widths = [base_channels * 2**stage for stage in range(num_stages)]
     num_blocks = blocks_of_depth(name, DEPTHS, depth, num_stages)

@@ -3,6 +3,7 @@
 from detkit.models.roi_heads.bbox_heads import BBoxHead, ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
 from detkit.models.roi_heads.cascade_roi_head import CascadeRoIHead
 from detkit.models.roi_heads.roi_extractors import GenericRoIExtractor, SingleRoIExtractor
+from detkit.models.roi_heads.shared_heads import ResLayer
 from detkit.models.roi_heads.standard_roi_head import StandardRoIHead
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "CascadeRoIHead",
     "ConvFCBBoxHead",
     "GenericRoIExtractor",
+    "ResLayer",
     "Shared2FCBBoxHead",
     "Shared4Conv1FCBBoxHead",
     "SingleRoIExtractor",

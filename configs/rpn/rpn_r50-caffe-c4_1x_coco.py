@@ -1,0 +1,66 @@
+"""Region proposal network, ResNet-50 (caffe) C4, 12 epochs on COCO. https://arxiv.org/abs/1506.01497
+
+    python tools/train.py configs/rpn/rpn_r50-caffe-c4_1x_coco.py
+
+8 GPUs x 2 images. Not trained here yet; state dict equals MMDetection's (tests/configs).
+"""
+
+_base_ = [
+    "../_base_/datasets/coco_detection.py",
+    "../_base_/schedules/schedule_1x.py",
+    "../_base_/default_runtime.py",
+]
+model = dict(
+    type="RPN",
+    data_preprocessor=dict(
+        type="DetDataPreprocessor",
+        mean=[103.530, 116.280, 123.675],
+        std=[1.0, 1.0, 1.0],
+        bgr_to_rgb=False,
+        pad_size_divisor=32,
+    ),
+    # Detectron2's network: strides in the first 1x1 convolutions, images in BGR, scale and shift of norms frozen.
+    backbone=dict(
+        type="ResNet",
+        depth=50,
+        num_stages=3,
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
+        out_indices=(2,),
+        frozen_stages=1,
+        norm_cfg=dict(type="BN", requires_grad=False),
+        norm_eval=True,
+        style="caffe",
+        init_cfg=dict(type="Pretrained", checkpoint="open-mmlab://detectron2/resnet50_caffe"),
+    ),
+    rpn_head=dict(
+        type="RPNHead",
+        in_channels=1024,
+        feat_channels=1024,
+        anchor_generator=dict(type="AnchorGenerator", scales=[2, 4, 8, 16, 32], ratios=[0.5, 1.0, 2.0], strides=[16]),
+        bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[1.0, 1.0, 1.0, 1.0]),
+        loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0),
+        loss_bbox=dict(type="L1Loss", loss_weight=1.0),
+    ),
+    train_cfg=dict(
+        rpn=dict(
+            assigner=dict(
+                type="MaxIoUAssigner",
+                pos_iou_thr=0.7,
+                neg_iou_thr=0.3,
+                min_pos_iou=0.3,
+                match_low_quality=True,
+                ignore_iof_thr=-1,
+            ),
+            sampler=dict(type="RandomSampler", num=256, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False),
+            allowed_border=-1,
+            pos_weight=-1,
+            debug=False,
+        ),
+    ),
+    test_cfg=dict(
+        rpn=dict(nms_pre=12000, max_per_img=2000, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0),
+    ),
+)
+val_evaluator = dict(metric="proposal_fast")
+test_evaluator = val_evaluator
