@@ -62,7 +62,7 @@ class ResLayer(BaseModule):
         ]
         super().__init__(init_cfg or default_init)
         before, own = resnet_stages("ResLayer", depth, 64, stage + 1)[-2:]
-        rest = (style, None, norm_cfg or {"type": "BN", "requires_grad": True}, dcn, [])
+        rest: tuple[Any, ...] = (style, None, norm_cfg or {"type": "BN", "requires_grad": True}, dcn, [])
         self.stage_name = f"layer{stage + 1}"
         self.add_module(self.stage_name, blocks_of_stage(own, before.outplanes, stride, dilation, False, rest))
         self.norm_eval = norm_eval
