@@ -51,6 +51,7 @@ DETECTORS = {
     "TOOD": 0,
     "RPN": 0,
     "RTMDet": 0,
+    "SABLFasterRCNN": 0,
     "YOLOF": 0,
     "YOLOV3": 0,
     "YOLOX": 0,
@@ -67,6 +68,7 @@ ROI_PARTS = [
     "StandardRoIHead",
     "StandardRoIHeadFocal",
     "StandardRoIHeadIoU",
+    "StandardRoIHeadSABL",
     "StandardRoIHeadSeesaw",
 ]
 HEAD_CASES = [
@@ -181,7 +183,10 @@ def test_roi_head(case):
         assert feature_norms == pytest.approx(expected["feat_grad_norms"], rel=1e-3, abs=1e-4)
         assert total.item() == pytest.approx(expected["total"].item(), rel=1e-3)
     elif case["method"] == "predict":
-        for actual, wanted in zip(head.predict(**inputs), expected["predictions"], strict=True):
+        found = head.predict(**inputs)
+        if "error" in case:  # where MMDetection fails, for there are no proposals, nothing is found
+            expected = {"predictions": [{key: one[key][:0] for key in ("labels", "scores", "bboxes")} for one in found]}
+        for actual, wanted in zip(found, expected["predictions"], strict=True):
             assert_detections(actual, wanted, 1e-4, 2e-2)
     elif case["method"] == "loss_terms":
         assert_losses(head.loss(**inputs), expected["losses"], 1e-3, 1e-4)

@@ -22,12 +22,12 @@ class RoIOutputs(NamedTuple):
     """Outputs for the A priors of N images.
 
     Attributes:
-        cls_score: (N, A, C + 1) logits.
-        bbox_pred: (N, A, 4) or (N, A, 4 C) encoded boxes; None where the head predicts none.
+        scores: (N, A, C) in [0, 1].
+        bbox_pred: (N, A, 4) or (N, A, 4 C) encoded boxes; None where the head predicts none of that form.
         loss: (N, A) the loss that was asked for.
     """
 
-    cls_score: Tensor
+    scores: Tensor
     bbox_pred: Tensor | None
     loss: Tensor
 
@@ -81,14 +81,14 @@ def roi_outputs(context: Any, bbox_head: Any, pool: Pool, loss_key: str, name: s
     rois = torch.cat([image.repeat_interleave(count).unsqueeze(1), pool.priors.flatten(0, 1)], dim=1)
     stage = (context.current_stage,) if hasattr(context, "num_stages") else ()
     outputs = context._bbox_forward(*stage, pool.inputs.get("feats"), rois)
-    scores = outputs["cls_score"]
+    logits = outputs["cls_score"]
     with _statistics_kept(getattr(bbox_head, "loss_cls", None)):
         losses = bbox_head.loss(
-            cls_score=scores,
+            cls_score=logits,
             bbox_pred=None,
             rois=rois,
             labels=torch.where(pool.gt_inds > 0, pool.labels, bbox_head.num_classes).flatten(),
-            label_weights=scores.new_ones(len(scores)),
+            label_weights=logits.new_ones(len(logits)),
             bbox_targets=None,
             bbox_weights=None,
             reduction_override="none",
@@ -100,7 +100,14 @@ def roi_outputs(context: Any, bbox_head: Any, pool: Pool, loss_key: str, name: s
     # A sigmoid loss has a value per class.
     loss = loss if loss.dim() == 1 else loss.flatten(1).sum(dim=1)
     return RoIOutputs(
-        scores.unflatten(0, shape),
-        None if bbox_pred is None else bbox_pred.unflatten(0, shape),
+        _probabilities(bbox_head, logits).unflatten(0, shape),
+        bbox_pred.unflatten(0, shape) if isinstance(bbox_pred, Tensor) else None,
         loss.unflatten(0, shape),
     )
+
+
+def _probabilities(bbox_head: Any, logits: Tensor) -> Tensor:
+    """Scores (R, C); a head of one's own that does not say how has a softmax, the background last."""
+    if hasattr(bbox_head, "scores"):
+        return bbox_head.scores(logits).float()
+    return logits.float().softmax(dim=-1)[:, :-1]

@@ -133,6 +133,13 @@ class ScoreHLRSampler:
         self.add_gt_as_proposals = add_gt_as_proposals
         self.context = context
         self.bbox_head = bbox_head_of(context, "ScoreHLRSampler")
+        coder = getattr(self.bbox_head, "bbox_coder", None)
+        kind = getattr(coder, "prior_kind", "boxes")
+        if kind != "boxes":
+            raise ValueError(
+                f"{type(context).__name__}: train_cfg.sampler: ScoreHLRSampler groups predicted boxes, each encoded by "
+                f"four numbers; {type(coder).__name__} codes {kind}"
+            )
         self.k = k
         self.bias = bias
         self.score_thr = score_thr
@@ -199,7 +206,7 @@ class ScoreHLRSampler:
     def _negatives(self, pool: Pool, allowed: Tensor) -> RankedNegatives:
         """The most important negatives, at most so many (N,)."""
         outputs = roi_outputs(self.context, self.bbox_head, pool, "loss_cls", "ScoreHLRSampler")
-        scores, label = outputs.cls_score.float().softmax(dim=-1)[..., :-1].max(dim=-1)
+        scores, label = outputs.scores.max(dim=-1)
         candidates = pool.gt_inds == 0
         confident = candidates & (scores > self.score_thr)
         rank = score_hlr(self._boxes(pool, outputs, label), scores, confident, self.iou_thr)

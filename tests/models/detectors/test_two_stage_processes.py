@@ -8,7 +8,7 @@ from detkit.registry import MODELS
 
 
 # Their samplers take more than there is, so that nothing is drawn.
-@pytest.mark.parametrize("name", ["FasterRCNN"])
+@pytest.mark.parametrize("name", ["FasterRCNN", "SABLFasterRCNN"])
 @pytest.mark.parametrize("which", ["loss", "loss_one_without_gt"])
 def test_two_processes_have_the_losses_of_one_with_all_images(name, which, monkeypatch):
     case = case_named(f"detectors/{name}", which)

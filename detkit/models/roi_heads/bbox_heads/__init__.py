@@ -6,5 +6,6 @@ from detkit.models.roi_heads.bbox_heads.bbox_head import (
     Shared2FCBBoxHead,
     Shared4Conv1FCBBoxHead,
 )
+from detkit.models.roi_heads.bbox_heads.sabl_head import SABLHead
 
-__all__ = ["BBoxHead", "ConvFCBBoxHead", "Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead"]
+__all__ = ["BBoxHead", "ConvFCBBoxHead", "SABLHead", "Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead"]

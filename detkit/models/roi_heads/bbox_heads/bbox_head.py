@@ -14,6 +14,7 @@ from detkit.losses.reduction import reduce_mean
 from detkit.models.dense_heads.targets.part_checks import check_box_loss, check_coder, check_loss
 from detkit.models.layers.predictors import linear_predictor
 from detkit.models.roi_heads.bbox_heads.box_targets import BoxTargets, box_targets, of_own_class
+from detkit.models.roi_heads.bbox_heads.class_losses import class_channels, class_losses, class_scores
 from detkit.models.roi_heads.bbox_heads.conv_fc import conv_branch, fc_branch
 from detkit.models.roi_heads.prediction import RoITestCfg, clip_to_images, roi_detections
 from detkit.models.roi_heads.sampling import SampledRoIs
@@ -125,7 +126,7 @@ class BBoxHead(BaseModule):
         self.reg_convs, reg_width = conv_branch(num_reg_convs, width, conv_out_channels, conv_cfg, norm_cfg)
         self.reg_fcs, reg_width = fc_branch(num_reg_fcs, reg_width * area, fc_out_channels)
         if with_cls:
-            self.fc_cls = linear_predictor(cls_predictor_cfg, cls_width, self.cls_channels)
+            self.fc_cls = linear_predictor(cls_predictor_cfg, cls_width, class_channels(self.loss_cls, num_classes))
         if with_reg:
             num_boxes = 1 if reg_class_agnostic else num_classes
             self.fc_reg = linear_predictor(reg_predictor_cfg, reg_width, num_boxes * self.encode_size)
@@ -145,13 +146,6 @@ class BBoxHead(BaseModule):
         check_coder(self.bbox_coder, "boxes", name)
         check_loss(self.loss_cls, ["labels", "labels with channels of its own"], name, "loss_cls")
         check_box_loss(self.loss_bbox, self.reg_decoded_bbox, name)
-
-    @property
-    def cls_channels(self) -> int:
-        """Logits of a region: as the loss says, or the classes and the background."""
-        if getattr(self.loss_cls, "custom_cls_channels", False):
-            return self.loss_cls.get_cls_channels(self.num_classes)
-        return self.num_classes + 1
 
     def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Logits (R, C + 1) and encoded boxes (R, 4) or (R, C * 4) of features (R, in_channels, rows, columns)."""
@@ -230,16 +224,7 @@ class BBoxHead(BaseModule):
         """
         losses: dict[str, Tensor] = {}
         if cls_score is not None:
-            counted = label_weights > 0
-            of_classes = self.loss_cls(
-                cls_score,
-                labels,
-                label_weights,
-                avg_factor=reduce_mean(counted.sum().float(), least=1),
-                reduction_override=reduction_override,
-            )
-            losses |= of_classes if isinstance(of_classes, dict) else {"loss_cls": of_classes}
-            losses |= self._accuracy(cls_score, labels, counted)
+            losses |= class_losses(self.loss_cls, cls_score, labels, label_weights, reduction_override)
         if bbox_pred is not None and bbox_targets is not None and bbox_weights is not None:
             positive = ((labels >= 0) & (labels < self.num_classes)).unsqueeze(1)
             predicted = of_own_class(bbox_pred, labels, self.encode_size).float()
@@ -256,18 +241,9 @@ class BBoxHead(BaseModule):
             )
         return losses
 
-    @torch.no_grad()
-    def _accuracy(self, cls_score: Tensor, labels: Tensor, counted: Tensor) -> dict[str, Tensor]:
-        if getattr(self.loss_cls, "custom_accuracy", False):
-            return self.loss_cls.get_accuracy(cls_score, torch.where(counted, labels, -1))
-        hit = (cls_score.argmax(dim=1) == labels) & counted if len(labels) > 0 else counted
-        return {"acc": (100.0 * hit.sum() / counted.sum().clamp(min=1)).reshape(1)}
-
     def scores(self, cls_score: Tensor) -> Tensor:
         """Scores (..., C) of logits (..., C + 1); the background has none."""
-        if getattr(self.loss_cls, "custom_activation", False):
-            return self.loss_cls.get_activation(cls_score)[..., : self.num_classes]
-        return cls_score.float().softmax(dim=-1)[..., : self.num_classes]
+        return class_scores(self.loss_cls, cls_score, self.num_classes)
 
     def predict(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detkit.models.roi_heads.sampling import SampledRoIs
 
-__all__ = ["BoxTargets", "box_targets", "of_own_class"]
+__all__ = ["BoxTargets", "box_targets", "encoded_objects", "label_targets", "of_own_class"]
 
 
 class BoxTargets(NamedTuple):
@@ -28,12 +28,11 @@ class BoxTargets(NamedTuple):
     bbox_weights: Tensor
 
 
-def box_targets(sampled: SampledRoIs, coder: Any, pos_weight: float = -1) -> BoxTargets:
-    """Targets of sampled regions.
+def label_targets(sampled: SampledRoIs, pos_weight: float = -1) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels, their weights and which are of an object, each (N * R,), of sampled regions.
 
     Args:
         sampled: Of N images.
-        coder: Encodes the boxes; None leaves them as they are.
         pos_weight: Label weight of a positive; 1 where <= 0.
     """
     positive = sampled.positive.flatten()
@@ -42,14 +41,31 @@ def box_targets(sampled: SampledRoIs, coder: Any, pos_weight: float = -1) -> Box
         weights = weights * sampled.label_weights.flatten()
     if pos_weight > 0:
         weights = torch.where(positive, pos_weight, weights)
+    return sampled.labels.flatten(), weights, positive
+
+
+def encoded_objects(sampled: SampledRoIs, coder: Any) -> Any:
+    """What ``coder`` makes of the object of each of the N * R regions; where there is none, something finite."""
     boxes, own = sampled.gt_boxes.flatten(0, 1), sampled.boxes.flatten(0, 1)
+    of_object = sampled.positive.flatten().unsqueeze(1)
+    # Only regions with an object have a size for sure; the others are not encoded as themselves.
+    unit = torch.tensor([0.0, 0.0, 1.0, 1.0]).to(boxes.device, non_blocking=True)
+    return coder.encode(torch.where(of_object, own, unit), torch.where(of_object, boxes, unit))
+
+
+def box_targets(sampled: SampledRoIs, coder: Any, pos_weight: float = -1) -> BoxTargets:
+    """Targets of sampled regions.
+
+    Args:
+        sampled: Of N images.
+        coder: Encodes the boxes; None leaves them as they are.
+        pos_weight: Label weight of a positive; 1 where <= 0.
+    """
+    labels, weights, positive = label_targets(sampled, pos_weight)
+    boxes = sampled.gt_boxes.flatten(0, 1) if coder is None else encoded_objects(sampled, coder)
     of_object = positive.unsqueeze(1)
-    if coder is not None:
-        # Only regions with an object have a size for sure; the others are not encoded as themselves.
-        unit = torch.tensor([0.0, 0.0, 1.0, 1.0]).to(boxes.device, non_blocking=True)
-        boxes = coder.encode(torch.where(of_object, own, unit), torch.where(of_object, boxes, unit))
     return BoxTargets(
-        labels=sampled.labels.flatten(),
+        labels=labels,
         label_weights=weights,
         bbox_targets=torch.where(of_object, boxes, 0.0),
         bbox_weights=of_object.expand(-1, boxes.shape[1]).float(),
