@@ -5,6 +5,7 @@ from detkit.models.necks.channel_mapper import ChannelMapper
 from detkit.models.necks.cspnext_pafpn import CSPNeXtPAFPN
 from detkit.models.necks.ct_resnet_neck import CTResNetNeck
 from detkit.models.necks.dilated_encoder import DilatedEncoder
+from detkit.models.necks.dyhead import DyHead
 from detkit.models.necks.fpn import FPN
 from detkit.models.necks.hrfpn import HRFPN
 from detkit.models.necks.pafpn import PAFPN
@@ -22,6 +23,7 @@ __all__ = [
     "CTResNetNeck",
     "ChannelMapper",
     "DilatedEncoder",
+    "DyHead",
     "SSDNeck",
     "YOLOV3Neck",
 ]
