@@ -24,7 +24,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from detkit.checkpoints import class_names, load_weights, save_checkpoint_file
+from detkit.checkpoints import class_names, load_weights, save_checkpoint_file, schemes
 from detkit.checkpoints.torchvision_names import from_torchvision
 from detkit.config import load
 from detkit.registry import MODELS
@@ -213,6 +213,19 @@ def test_every_tensor_has_its_place(config):
     assert {key: value.shape for key, value in converted.items()} == {key: value.shape for key, value in own.items()}
     assert class_names({"state_dict": theirs})[::79] == ["person", "toothbrush"]
     assert len(class_names({"state_dict": theirs})) == 80
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_coco-eeacb38b.pth"),
+        ("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth"),
+        ("resnet50", "resnet50-0676ba61.pth"),
+        ("resnet50.IMAGENET1K_V2", "resnet50-11ad3fa6.pth"),
+    ],
+)
+def test_names_of_torchvision_lead_to_its_files(name, file):
+    assert schemes._torchvision(name) == f"https://download.pytorch.org/models/{file}"
 
 
 def test_detectors_without_a_partner_are_refused():

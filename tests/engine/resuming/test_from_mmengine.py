@@ -51,6 +51,13 @@ def test_a_run_of_iterations_goes_on(tmp_path):
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6)
 
 
+def test_the_folder_of_its_run_is_a_work_directory(tmp_path):
+    run_mmengine(tmp_path / "run")
+    runner = Runner.from_cfg(Config(config(tmp_path / "run", resume=True)))
+    runner.train()
+    assert (runner.epoch, runner.iter) == (EPOCHS, 3 * EPOCHS)  # there was nothing left to do
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     run_mmengine(tmp_path / "theirs", train_cfg={"by_epoch": True, "max_epochs": 1})
     path = tmp_path / "theirs/epoch_1.pth"

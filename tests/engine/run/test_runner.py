@@ -290,6 +290,17 @@ def test_load_from_takes_weights_and_reports_what_is_missing(make_runner, tmp_pa
         make_runner("c", load_from=str(tmp_path / "part.pth")).test()
 
 
+def test_the_log_file_has_every_name_of_what_was_not_loaded(make_runner, tmp_path, capfd):
+    save_checkpoint_file({"state_dict": {"body.0.weight": torch.ones(8, 4)}}, tmp_path / "part.pth")
+    runner = make_runner("part", epochs=1, load_from=str(tmp_path / "part.pth"))
+    missing = [name for name in runner.model.state_dict() if name != "body.0.weight" and "num_batches" not in name]
+    runner.train()
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"1 tensors loaded; {len(missing)} missing ({', '.join(missing[:5])} and {len(missing) - 5} more)" in said
+    logs = "".join(path.read_text() for path in Path(runner.work_dir).rglob("*.log"))
+    assert f"1 tensors loaded; {len(missing)} missing ({', '.join(missing)})" in logs
+
+
 def test_test_evaluates_a_checkpoint_and_holds_its_labels_against_the_data(make_runner, tmp_path):
     make_runner("a", epochs=1).train()
     path = str(tmp_path / "a" / "epoch_1.pth")
