@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mmengine.structures import InstanceData
@@ -89,7 +90,7 @@ def instances(fields: Mapping[str, Any]) -> InstanceData:
     found: dict[str, Any] = {}
     for name, value in fields.items():
         if name == "polygons":
-            parts = [[part.numpy() for part in parts] for parts in value["polygons"]]
+            parts = [[np.array(part) for part in parts] for parts in value["polygons"]]
             found["masks"] = PolygonMasks(parts, *value["size"])
         elif name == "masks" and value.dtype == torch.uint8:
             found["masks"] = BitmapMasks(value.numpy().copy(), *value.shape[1:])

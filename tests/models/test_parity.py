@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from reference import arguments, assert_same, cases, load_weights
@@ -49,6 +50,7 @@ DETECTORS = {
     # places, and one rounding step decides which of two large boxes come in.
     "RetinaNet": 2,
     "TOOD": 0,
+    "MaskRCNN": 0,
     "RPN": 0,
     "RTMDet": 0,
     "SABLFasterRCNN": 0,
@@ -62,6 +64,7 @@ ROI_PARTS = [
     "CascadeRoIHead",
     "ConvFCBBoxHead",
     "GenericRoIExtractor",
+    "FCNMaskHead",
     "Shared2FCBBoxHead",
     "Shared4Conv1FCBBoxHead",
     "SingleRoIExtractor",
@@ -69,6 +72,8 @@ ROI_PARTS = [
     "StandardRoIHeadFocal",
     "StandardRoIHeadIoU",
     "StandardRoIHeadSABL",
+    "StandardRoIHeadMask",
+    "StandardRoIHeadMaskAgnostic",
     "StandardRoIHeadSeesaw",
 ]
 HEAD_CASES = [
@@ -133,15 +138,33 @@ def assert_detections(actual, expected, score_atol, box_atol, unsettled=0):
     def rows(one):
         return torch.cat([one["labels"][:, None].float(), one["scores"][:, None], one["bboxes"]], dim=1)
 
-    unmatched = rows({key: actual[key] for key in ("labels", "scores", "bboxes")})
+    rest = list(range(len(actual.scores)))
+    found = rows({key: actual[key] for key in ("labels", "scores", "bboxes")})
+    masks = masks_of(expected) if "masks_packed" in expected else None
     tolerance = torch.tensor([0.0, score_atol, *[box_atol] * 4])
-    for row in rows(expected):
-        close = ((unmatched - row).abs() <= tolerance + 1e-3 * row.abs() * (tolerance > 0)).all(dim=1)
+    for number, row in enumerate(rows(expected)):
+        close = ((found[rest] - row).abs() <= tolerance + 1e-3 * row.abs() * (tolerance > 0)).all(dim=1)
         if unsettled > 0 and not close.any():
             unsettled -= 1
             continue
         assert close.any(), row
-        unmatched = torch.cat([unmatched[: close.int().argmax()], unmatched[close.int().argmax() + 1 :]])
+        same = rest.pop(int(close.int().argmax()))
+        if masks is not None:
+            assert mask_iou(actual.masks[same], masks[number]) > 0.98, row
+
+
+def masks_of(expected):
+    """Masks (D, H, W) bool that the reference has packed into bits."""
+    count, height, width = expected["masks_shape"]
+    bits = np.unpackbits(expected["masks_packed"].numpy(), axis=-1)[..., :width]
+    return torch.from_numpy(bits.reshape(count, height, width)).bool()
+
+
+def mask_iou(one, other):
+    """1 of two masks without pixels, too."""
+    assert one.dtype == torch.bool
+    assert one.shape == other.shape
+    return ((one & other).sum() + 1e-9) / ((one | other).sum() + 1e-9)
 
 
 @pytest.mark.parametrize("case", HEAD_CASES)

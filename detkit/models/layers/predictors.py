@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detkit.registry import MODELS
 
-__all__ = ["NormedConv2d", "NormedLinear", "linear_predictor"]
+__all__ = ["NormedConv2d", "NormedLinear", "conv_predictor", "linear_predictor"]
 
 MODELS.register_module("Linear", module=nn.Linear)
 
@@ -20,6 +20,12 @@ MODELS.register_module("Linear", module=nn.Linear)
 def linear_predictor(cfg: Mapping[str, Any] | None, in_features: int, out_features: int) -> nn.Module:
     """The layer that ``cfg`` names, a ``Linear`` by default, of this size."""
     return MODELS.build({**(cfg or {"type": "Linear"}), "in_features": in_features, "out_features": out_features})
+
+
+def conv_predictor(cfg: Mapping[str, Any] | None, in_channels: int, out_channels: int) -> nn.Module:
+    """The 1x1 convolution that ``cfg`` names, a ``Conv`` by default, of these channels."""
+    size = {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": 1}
+    return MODELS.build({**(cfg or {"type": "Conv"}), **size})
 
 
 @MODELS.register_module()

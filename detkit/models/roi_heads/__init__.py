@@ -10,6 +10,8 @@ from detkit.models.roi_heads.bbox_heads import (
 from detkit.models.roi_heads.cascade_roi_head import CascadeRoIHead
 from detkit.models.roi_heads.roi_extractors import GenericRoIExtractor, SingleRoIExtractor
 from detkit.models.roi_heads.shared_heads import ResLayer
+from detkit.models.roi_heads.mask_heads import FCNMaskHead
+from detkit.models.roi_heads.roi_extractors import SingleRoIExtractor
 from detkit.models.roi_heads.standard_roi_head import StandardRoIHead
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "GenericRoIExtractor",
     "ResLayer",
     "SABLHead",
+    "FCNMaskHead",
     "Shared2FCBBoxHead",
     "Shared4Conv1FCBBoxHead",
     "SingleRoIExtractor",

@@ -17,7 +17,7 @@ from detkit.registry import check_keys, where
 
 __all__ = ["ROI_TEST_CFG_KEYS", "RoITestCfg", "clip_to_images", "roi_detections"]
 
-ROI_TEST_CFG_KEYS = ("score_thr", "nms", "max_per_img", "mask_thr_binary")
+ROI_TEST_CFG_KEYS = ("score_thr", "nms", "max_per_img", "mask_thr_binary", "rle_masks")
 
 # ``(rows (K,), labels (K,)) -> boxes (K, 4), factors (K,) of their scores or None``.
 Decode = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
@@ -33,6 +33,8 @@ class RoITestCfg:
         max_per_img: Detections kept per image; all where not positive.
         mask_thr_binary: Probability from which a pixel is of the object; a negative number returns probabilities,
             times 255, as uint8.
+        rle_masks: Return masks as COCO's compressed run lengths instead of (D, H, W): a hundred masks of a large image
+            take kilobytes then.
 
     Raises:
         KeyError: A key nothing reads, here or in ``nms``.
@@ -44,12 +46,15 @@ class RoITestCfg:
     nms: NMSCfg | Mapping[str, Any] | None = None
     max_per_img: int = -1
     mask_thr_binary: float = 0.5
+    rle_masks: bool = False
 
     def __post_init__(self) -> None:
         place = f"{where()}.test_cfg" if where() else "test_cfg"
         check_range(f"{place}.score_thr", self.score_thr, 0, 1)
         check_limit(f"{place}.max_per_img", self.max_per_img)
         check_range(f"{place}.mask_thr_binary", self.mask_thr_binary)
+        if self.rle_masks and self.mask_thr_binary < 0:
+            raise ValueError(f"{place}.rle_masks needs a mask_thr_binary of at least 0, got {self.mask_thr_binary}")
         if not isinstance(self.nms, NMSCfg):
             object.__setattr__(self, "nms", NMSCfg.of(self.nms, "test_cfg.nms"))
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from detkit.structures.ground_truth import GroundTruth
@@ -109,6 +111,8 @@ class PositiveRoIs(NamedTuple):
         gt_index: (K,) int64, which of its image's objects.
         place: (K,) int64, which row of the N * R sampled RoIs.
         counts: How many there are of each image.
+        host_boxes: (K, 4) the boxes again, on the host, where polygons are cut.
+        host_gt_index: (K,) int64 ``gt_index`` again, on the host.
     """
 
     rois: Tensor
@@ -116,27 +120,39 @@ class PositiveRoIs(NamedTuple):
     gt_index: Tensor
     place: Tensor
     counts: list[int]
+    host_boxes: NDArray[np.float32]
+    host_gt_index: NDArray[np.int64]
 
 
 def positive_rois(stages: Sequence[SampledRoIs]) -> list[PositiveRoIs]:
     """The positive RoIs of one sample, or of each stage of a cascade.
 
     Masks are too dear to be computed of padding too. So the device is asked here, once for all stages of a step,
-    how many positives there are: the one place where a two-stage detector's training waits, suppression aside.
+    which RoIs are positive, where they are and of which objects: the one place where a two-stage detector's training
+    waits, suppression aside.
     """
-    counts = torch.stack([stage.positive.sum(dim=1) for stage in stages]).tolist()
-    return [_compact(stage, of_images) for stage, of_images in zip(stages, counts, strict=True)]
+    facts = [
+        torch.cat([one.boxes.float(), torch.stack([one.gt_index, one.positive], dim=-1).float()], dim=-1)
+        for one in stages
+    ]
+    read = torch.cat([one.flatten() for one in facts]).cpu().numpy()
+    ends = np.cumsum([one.numel() for one in facts])[:-1]
+    of_stages = (part.reshape(one.shape) for part, one in zip(np.split(read, ends), facts, strict=True))
+    return [_compact(stage, on_host) for stage, on_host in zip(stages, of_stages, strict=True)]
 
 
-def _compact(stage: SampledRoIs, counts: list[int]) -> PositiveRoIs:
-    num_rois = stage.positive.shape[1]
-    # Positives come first in each image, so that their rows follow from their numbers.
-    rows = [torch.arange(count) + image * num_rois for image, count in enumerate(counts)]
-    place = torch.cat(rows).to(stage.boxes.device, non_blocking=True)
+def _compact(stage: SampledRoIs, on_host: NDArray[np.float32]) -> PositiveRoIs:
+    """``on_host`` (N, R, 6): box, object, and whether positive."""
+    positive = on_host[..., 5] > 0
+    chosen = np.flatnonzero(positive)
+    facts = on_host.reshape(-1, 6)[chosen]
+    place = torch.from_numpy(chosen).to(stage.boxes.device, non_blocking=True)
     return PositiveRoIs(
         rois=stage.rois[place],
         labels=stage.labels.flatten()[place],
         gt_index=stage.gt_index.flatten()[place],
         place=place,
-        counts=counts,
+        counts=positive.sum(axis=1).tolist(),
+        host_boxes=facts[:, :4],
+        host_gt_index=facts[:, 4].astype(np.int64),
     )
