@@ -23,6 +23,7 @@ from detkit.engine.data.labels import check_heads
 from detkit.engine.environment import select_device
 from detkit.registry import MODELS, TRANSFORMS, building
 from detkit.structures import DetDataSample
+from detkit.structures.masks.run_lengths import decode_run_lengths
 from detkit.transforms import LoadImageFromNDArray
 from detkit.visualization import draw_instances
 
@@ -178,8 +179,13 @@ class DetInferencer:
             scores=predicted.scores.float().numpy(),
             labels=labels,
             names=[self.classes[label] for label in labels],
-            masks=np.asarray(predicted.masks).astype(bool) if "masks" in predicted else None,
+            masks=_bitmaps(predicted.masks) if "masks" in predicted else None,
         )
+
+
+def _bitmaps(masks: Any) -> NDArray[np.bool_]:
+    """(D, H, W) of masks as a model predicts them: a tensor, or run lengths."""
+    return decode_run_lengths(masks) if isinstance(masks, (list, tuple)) else np.asarray(masks).astype(bool)
 
 
 class _Pictures:

@@ -15,6 +15,7 @@ from detkit import config as configs
 from detkit.checkpoints import save_checkpoint_file
 from detkit.datasets.shapes import generate
 from detkit.inference import Detections, DetInferencer
+from detkit.models.roi_heads.mask_heads.pasting import encode_masks, paste_masks
 from detkit.registry import DATASETS, MODELS
 
 CLASSES = ["cross", "disc", "square", "star", "triangle"]  # not in the order of the file
@@ -175,6 +176,26 @@ def test_pictures_show_the_image_in_its_colours(inferencer, tmp_path):
     inferencer(red, out_dir=tmp_path, score_thr=1.0)
     picture = np.asarray(Image.open(tmp_path / "image_detections.jpg"))
     assert picture[5, 5].tolist() == pytest.approx([250, 0, 0], abs=6)
+
+
+def test_masks_come_as_bitmaps_however_the_model_gives_them(inferencer, folder, monkeypatch):
+    step = inferencer.model.test_step
+    found = {}
+    for kind in ("bool", "runs"):
+
+        def with_masks(batch, kind=kind):
+            samples = step(batch)
+            for sample in samples:
+                boxes, shape = sample.pred_instances.bboxes, sample.ori_shape
+                paste = paste_masks if kind == "bool" else encode_masks
+                sample.pred_instances.masks = paste(torch.ones(len(boxes), 4, 4), boxes, shape, 0.5)
+            return samples
+
+        monkeypatch.setattr(inferencer.model, "test_step", with_masks)
+        found[kind] = inferencer(folder / "images" / "00001.jpg")[0]
+    assert found["bool"].masks.any()
+    assert found["runs"].masks.dtype == bool
+    assert np.array_equal(found["runs"].masks, found["bool"].masks)
 
 
 def write(content, tmp_path, **meta):

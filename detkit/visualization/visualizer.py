@@ -16,6 +16,7 @@ from PIL import Image
 
 from detkit.registry import VISBACKENDS, VISUALIZERS, find
 from detkit.structures import DetDataSample
+from detkit.structures.masks.run_lengths import decode_run_lengths
 from detkit.visualization.drawing import Colour, captioned, contact_sheet, draw_instances
 
 __all__ = ["DetLocalVisualizer"]
@@ -131,12 +132,14 @@ def _to_list(values: Any) -> list[Any]:
 
 
 def _masks(instances: InstanceData) -> NDArray[np.bool_] | None:
-    """(D, H, W), of a tensor, an array, or a mask class of detkit's."""
+    """(D, H, W), of a tensor, an array, a mask class of detkit's, or run lengths."""
     if "masks" not in instances:
         return None
     masks = instances.masks
     if hasattr(masks, "to_ndarray"):
         masks = masks.to_ndarray()
+    if isinstance(masks, (list, tuple)):
+        masks = decode_run_lengths(masks)
     return np.asarray(masks.detach().cpu() if isinstance(masks, torch.Tensor) else masks).astype(bool)
 
 

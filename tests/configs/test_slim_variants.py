@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -18,11 +19,13 @@ from shipped import SHIPPED, config_of, name_of, parametrized
 
 from detkit.datasets.shapes.scene import draw_scene
 from detkit.registry import MODELS
-from detkit.structures import DetDataSample
+from detkit.structures import BitmapMasks, DetDataSample
 
 SLIM = [path for path in SHIPPED if path.stem.endswith("_shapes")]
 # Config -> how often its training step waits for the device, and why.
-WAITS: dict[str, tuple[int, str]] = {}
+WAITS: dict[str, tuple[int, str]] = {
+    "mask_rcnn/mask-rcnn_r18_fpn_shapes.py": (1, "which regions are positive"),
+}
 STEPS = 3
 
 
@@ -58,7 +61,9 @@ def draw(seed: int, empty: bool) -> tuple[torch.Tensor, DetDataSample]:
     shape = scene.image.shape[:2]
     sample = DetDataSample(metainfo={"img_shape": shape, "ori_shape": shape, "scale_factor": (1.0, 1.0)})
     sample.gt_instances = InstanceData(
-        bboxes=torch.tensor(boxes[:count], dtype=torch.float32).view(-1, 4), labels=torch.tensor(labels[:count]).long()
+        bboxes=torch.tensor(boxes[:count], dtype=torch.float32).view(-1, 4),
+        labels=torch.tensor(labels[:count]).long(),
+        masks=BitmapMasks(scene.masks[:count].astype(np.uint8), *shape),
     )
     sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())
     return torch.from_numpy(scene.image).permute(2, 0, 1).contiguous(), sample
@@ -133,6 +138,9 @@ def expect_detections(model):
         assert ((found.scores >= 0) & (found.scores <= 1)).all()
         assert (found.scores.diff() <= 0).all()
         assert ((found.labels >= 0) & (found.labels < 5)).all()
+        if "masks" in found:
+            assert found.masks.dtype == torch.bool
+            assert found.masks.shape == (len(found), height, width)
 
 
 @pytest.mark.parametrize("kind", ["some", "none"])

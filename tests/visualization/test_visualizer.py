@@ -6,6 +6,7 @@ from PIL import Image
 
 from detkit.registry import VISUALIZERS
 from detkit.structures import BitmapMasks, DetDataSample
+from detkit.structures.masks.run_lengths import encode_window
 from detkit.visualization import DetLocalVisualizer
 
 IMAGE = np.full((128, 128, 3), 128, np.uint8)
@@ -64,6 +65,16 @@ def test_masks_of_ground_truth_are_tinted(tmp_path, sample):
     file = tmp_path / "a.png"
     visualizer(mask_color=(28, 128, 228), alpha=0.5).add_datasample("a", IMAGE, sample, draw_pred=False, out_file=file)
     assert tuple(np.asarray(Image.open(file))[500, 500]) == (78, 128, 178)
+
+
+def test_masks_that_were_predicted_as_run_lengths_are_tinted(tmp_path, sample):
+    file = tmp_path / "a.png"
+    sample.pred_instances.masks = [encode_window(np.ones((10, 128), bool), top, 0, (128, 128)) for top in (118, 0)]
+    drawer = visualizer(mask_color=(28, 128, 228), alpha=0.5)
+    drawer.add_datasample("a", IMAGE, sample, draw_gt=False, out_file=file, pred_score_thr=0.5)
+    picture = np.asarray(Image.open(file))
+    assert tuple(picture[500, 100]) == (78, 128, 178)
+    assert tuple(picture[10, 100]) == (128, 128, 128)  # the other one, of score 0.1
 
 
 def test_without_a_file_the_picture_goes_to_the_backends(tmp_path, sample):

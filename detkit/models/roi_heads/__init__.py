@@ -8,20 +8,19 @@ from detkit.models.roi_heads.bbox_heads import (
     Shared4Conv1FCBBoxHead,
 )
 from detkit.models.roi_heads.cascade_roi_head import CascadeRoIHead
+from detkit.models.roi_heads.mask_heads import FCNMaskHead
 from detkit.models.roi_heads.roi_extractors import GenericRoIExtractor, SingleRoIExtractor
 from detkit.models.roi_heads.shared_heads import ResLayer
-from detkit.models.roi_heads.mask_heads import FCNMaskHead
-from detkit.models.roi_heads.roi_extractors import SingleRoIExtractor
 from detkit.models.roi_heads.standard_roi_head import StandardRoIHead
 
 __all__ = [
     "BBoxHead",
     "CascadeRoIHead",
     "ConvFCBBoxHead",
+    "FCNMaskHead",
     "GenericRoIExtractor",
     "ResLayer",
     "SABLHead",
-    "FCNMaskHead",
     "Shared2FCBBoxHead",
     "Shared4Conv1FCBBoxHead",
     "SingleRoIExtractor",

@@ -106,9 +106,10 @@ class FCNMaskHead(BaseModule):
         """Kaiming's initialisation of the upsampling and the last layer too."""
         super().init_weights()
         for layer in (self.upsample, self.conv_logits):
-            if hasattr(layer, "weight") and hasattr(layer, "bias"):
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mask logits (K, num_classes or 1, H, W) of features (K, in_channels, h, w)."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detkit.models.roi_heads.sampling import PositiveRoIs
-from detkit.structures.masks import BitmapMasks
+from detkit.structures.masks import BitmapMasks, PolygonMasks
 
 __all__ = ["MaskWindows", "clipped_boxes", "images_of", "mask_windows", "upload"]
 
@@ -46,8 +46,8 @@ def images_of(positives: PositiveRoIs) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(positives.counts)), positives.counts)
 
 
-def clipped_boxes(positives: PositiveRoIs, batch_masks: Sequence[BitmapMasks]) -> NDArray[np.float32]:
-    """Boxes (K, 4) on the host, clipped to their masks; works for polygons too."""
+def clipped_boxes(positives: PositiveRoIs, batch_masks: Sequence[BitmapMasks | PolygonMasks]) -> NDArray[np.float32]:
+    """Boxes (K, 4) on the host, clipped to their masks."""
     sizes = np.array([(masks.width, masks.height) * 2 for masks in batch_masks], dtype=np.float32)
     return positives.host_boxes.clip(0, sizes.reshape(-1, 4)[images_of(positives)])
 
@@ -99,7 +99,7 @@ def mask_windows(
 
 
 def _chunks(sizes: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Objects by their windows (M, 2), large to small, such that those of a chunk are of like size, and not too many."""
+    """Objects by their windows (M, 2), large to small, such that those of a chunk are of like size, and few."""
     areas = sizes.prod(axis=1)
     order = (-areas).argsort(kind="stable")
     start, largest = 0, np.zeros(2, dtype=np.int64)

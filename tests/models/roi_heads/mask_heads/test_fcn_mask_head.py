@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from mask_scenes import positives_of, scene
 from torch import distributed, nn
 
 from detkit.models import FCNMaskHead
 from detkit.models.layers.predictors import NormedConv2d
 from detkit.models.roi_heads.mask_heads.mask_loss import mean_over_processes
 from detkit.models.roi_heads.train_cfg import RoITrainCfg
-from mask_scenes import positives_of, scene
 
 
 def head_of(**options):

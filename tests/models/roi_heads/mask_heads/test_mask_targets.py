@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from host_reads import HostReads
+from mask_scenes import positives_of, scene
 from no_sync import NoSync
 
 from detkit.models.roi_heads.mask_heads import mask_windows
 from detkit.models.roi_heads.mask_heads.mask_targets import mask_targets
 from detkit.models.roi_heads.sampling import SampledRoIs, positive_rois
 from detkit.structures.masks import BitmapMasks, PolygonMasks
-from mask_scenes import positives_of, scene
 
 SIZES = [(40, 60), (50, 30), (45, 45)]
 
@@ -101,7 +101,7 @@ def test_an_object_without_polygons_is_nowhere():
 
 def test_other_masks_are_refused():
     positives = positives_of([[[0, 0, 9, 9]]], [[0]])
-    with pytest.raises(TypeError, match="BitmapMasks or PolygonMasks .* got Tensor"):
+    with pytest.raises(TypeError, match=r"BitmapMasks or PolygonMasks .* got Tensor"):
         mask_targets(positives, [torch.ones(1, 9, 9)], 4)
 
 
