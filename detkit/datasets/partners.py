@@ -124,7 +124,10 @@ class Partners:
         return {**self.__dict__, "_pools": OrderedDict()}  # not to be sent to worker processes
 
     def __deepcopy__(self, memo: dict) -> Partners:
-        return Partners(self.dataset, self.load, self.through_steps)  # a part of a dataset does not copy all of it
+        # As a part of the dataset that is being copied, and never a copy of all images on its own account.
+        dataset, owner = self.dataset, getattr(self.load, "__self__", None)
+        load = self.load if id(owner) not in memo else getattr(memo[id(owner)], self.load.__name__)
+        return Partners(memo.get(id(dataset), dataset), load, self.through_steps)
 
 
 class _Pool:

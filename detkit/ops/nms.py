@@ -22,6 +22,8 @@ __all__ = ["NMS_KINDS", "HardNMS", "NMSCfg", "batched_nms", "nms"]
 
 # Every box that is kept is compared with all that follow: on a CPU, groups go to the kernel a few at a time.
 CPU_CHUNK = 512
+# Coordinates beyond this are as good as infinite: with them, groups could not be told apart in float64.
+FAR = 2.0**30
 
 Suppress = Callable[[Tensor, Tensor, Tensor | None, int | None], tuple[Tensor, Tensor]]
 
@@ -78,8 +80,9 @@ class HardNMS:
 def _keep_of_groups(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """Indices kept, best first, of one call."""
     # Groups are moved so far apart that they cannot touch; in float64, or far away boxes would be rounded.
-    apart = boxes.double() - boxes.min()
-    apart = apart + (groups * (apart.max() + 1))[:, None]
+    apart = boxes.double().clamp(-FAR, FAR)
+    low, high = apart.nan_to_num(nan=0.0).aminmax()
+    apart = apart - low + (groups * (high - low + 1))[:, None]
     return torchvision.ops.nms(apart, scores.double(), iou_threshold)
 
 

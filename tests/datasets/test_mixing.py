@@ -1,5 +1,6 @@
 """Samples mixed of several images: the same whoever makes them, in whatever order."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -249,3 +250,18 @@ def test_a_step_must_be_a_config():
         MultiImageMixDataset(DATASETS.build({"type": "SquarePictures"}), [DrawSquares()])
     with pytest.raises(TypeError, match="dataset: a dataset or its config was expected, got 3"):
         MultiImageMixDataset(3, [])
+
+
+@pytest.mark.parametrize("kind", ["mixed", "cached"])
+def test_a_copy_draws_from_its_own_images(kind, monkeypatch):
+    whole = make(kind)
+    whole[0]
+    part = copy.deepcopy(whole)
+    getattr(part, "dataset", part).get_subset_(2)
+    draw, drawn = DrawSquares.__call__, []
+    monkeypatch.setattr(DrawSquares, "__call__", lambda self, info: drawn.append(info["img_id"]) or draw(self, info))
+    for position in range(4):
+        SeededDataset(part, 0)[SampleKey(0, position, 0)]
+    assert set(drawn) == {0, 1}
+    SeededDataset(whole, 0)[SampleKey(0, 0, 0)]
+    assert max(drawn) > 1

@@ -65,6 +65,18 @@ def test_boxes_of_different_classes_do_not_suppress_each_other():
     assert keep.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("wild", [math.inf, -math.inf, math.nan, 1e30])
+@pytest.mark.parametrize("count", [3, 300])
+def test_a_box_without_end_does_not_keep_others_from_suppressing(wild, count):
+    """Neither in one call of all groups nor by chunks."""
+    pair = torch.tensor([[10.0, 10, 20, 20], [10, 10, 20, 21]])
+    boxes = torch.cat([torch.tensor([[0.0, 0, wild, 5]]), pair.repeat(count, 1)])
+    groups = torch.cat([torch.zeros(1), torch.arange(count).repeat_interleave(2)]).long()
+    scores = torch.linspace(1, 0.1, len(boxes))
+    _, keep = batched_nms(boxes, scores, groups, {"type": "nms", "iou_threshold": 0.5})
+    assert keep.tolist() == [0, *range(1, len(boxes), 2)]
+
+
 def test_classes_stay_apart_at_negative_coordinates():
     boxes = torch.tensor([[0.0, 0, 100, 100], [-101.0, -101, -1, -1]])
     _, keep = batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), {"iou_threshold": 0.5})

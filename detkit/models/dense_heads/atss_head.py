@@ -18,6 +18,7 @@ from detkit.models.dense_heads.targets.anchor_train_cfg import ANCHOR_TRAIN_CFG_
 from detkit.models.dense_heads.targets.part_checks import check_box_loss, check_coder, check_loss, check_score_loss
 from detkit.registry import MODELS, TASK_UTILS
 from detkit.structures import DetDataSample
+from detkit.task_modules.coders import encode_finite
 
 __all__ = ["ATSSHead"]
 
@@ -125,7 +126,7 @@ class ATSSHead(ATSSLayers):
         if self.reg_decoded_bbox:
             predicted, wanted = self.bbox_coder.decode(anchors, deltas), boxes
         else:
-            predicted, wanted = deltas, self.bbox_coder.encode(anchors, boxes)
+            predicted, wanted = deltas, encode_finite(self.bbox_coder, anchors, boxes)
         return {
             "loss_cls": self.loss_cls(
                 logits.flatten(0, 1), targets.labels.flatten(), targets.label_weights.flatten(), avg_factor=avg_factor
@@ -134,7 +135,7 @@ class ATSSHead(ATSSLayers):
             "loss_centerness": self.loss_centerness(
                 flatten_levels(centernesses, 1).flatten(),
                 central.flatten(),
-                weight=targets.bbox_weights.flatten(),
+                targets.bbox_weights.flatten(),
                 avg_factor=avg_factor,
             ),
         }

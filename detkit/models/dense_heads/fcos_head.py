@@ -126,7 +126,9 @@ class FCOSHead(BaseModule):
             "center_sample_radius": center_sample_radius if center_sampling else None,
         }
         self.assigner = TASK_UTILS.build(train_cfg.get("assigner") or own_rule)
-        self.assigner_inputs = check_assigner(self.assigner, self.assigner_offers, "FCOSHead", POINT_KINDS)
+        self.assigner_inputs = check_assigner(
+            self.assigner, self.assigner_offers, "FCOSHead", POINT_KINDS, num_levels=self.prior_generator.num_levels
+        )
         self.sampler = dense_sampler(train_cfg.get("sampler"), "FCOSHead")
         self.pos_weight = train_cfg.get("pos_weight", -1)
         self.box_scale = train_cfg.get("box_scale", 8)

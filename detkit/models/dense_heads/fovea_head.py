@@ -138,7 +138,9 @@ class FoveaHead(BaseModule):
         train_cfg = train_cfg or {}
         own_rule = {"type": "FoveaAssigner", "scale_ranges": scale_ranges, "sigma": sigma}
         self.assigner = TASK_UTILS.build(train_cfg.get("assigner") or own_rule)
-        self.assigner_inputs = check_assigner(self.assigner, self.assigner_offers, "FoveaHead", POINT_KINDS)
+        self.assigner_inputs = check_assigner(
+            self.assigner, self.assigner_offers, "FoveaHead", POINT_KINDS, num_levels=self.prior_generator.num_levels
+        )
         self.sampler = dense_sampler(train_cfg.get("sampler"), "FoveaHead")
         self.box_scale = train_cfg.get("box_scale", 8)
         self.test_cfg = DenseTestCfg.of(test_cfg)

@@ -16,6 +16,7 @@ from detkit.structures import DetDataSample
 from detkit.structures.boxes import bbox_overlaps
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules.assigners.chunks import chunk_slices
+from detkit.task_modules.coders import encode_finite
 
 __all__ = ["FreeAnchorRetinaHead"]
 
@@ -134,7 +135,8 @@ class FreeAnchorRetinaHead(RetinaHead):
         class_prob = probs.flatten(1).gather(1, class_index).view_as(bag)
         # Padding has no box; its anchors stand for it, so that the encoding is finite.
         valid = truth.valid[..., None, None]
-        wanted = self.bbox_coder.encode(own_anchors, torch.where(valid, truth.boxes.unsqueeze(2), own_anchors))
+        boxes = torch.where(valid, truth.boxes.unsqueeze(2), own_anchors)
+        wanted = encode_finite(self.bbox_coder, own_anchors, boxes)
         loss = self.loss_bbox(own_deltas.flatten(0, 2), wanted.flatten(0, 2), reduction_override="none")
         per_box = loss.sum(dim=-1) if loss.dim() > 1 else loss
         likelihood = class_prob * (-per_box.view_as(bag)).exp()

@@ -18,6 +18,7 @@ from detkit.registry import MODELS
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules import BatchAssignResult
+from detkit.task_modules.coders import encode_finite
 
 __all__ = ["FSAFHead"]
 
@@ -88,6 +89,11 @@ class FSAFHead(RetinaHead):
             init_cfg=init_cfg or _default_init(),
         )
         check_label_loss(self.loss_cls, "FSAFHead")
+        if getattr(self.loss_cls, "counts_itself", False):
+            raise ValueError(
+                f"FSAFHead: loss_cls: {type(self.loss_cls).__name__} divides by a number of its own; here each score "
+                "has a weight, and the head divides the sum of the losses"
+            )
         self.score_threshold = score_threshold
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -165,7 +171,7 @@ class FSAFHead(RetinaHead):
         if self.reg_decoded_bbox:
             predicted, wanted = self.bbox_coder.decode(own, encoded), boxes
         else:
-            predicted, wanted = encoded, self.bbox_coder.encode(own, boxes)
+            predicted, wanted = encoded, encode_finite(self.bbox_coder, own, boxes)
         # Elsewhere the prediction may be infinite, and infinity times no weight would not be 0.
         predicted = torch.where(positive.unsqueeze(-1), predicted, wanted)
         weight = positive.float().flatten().unsqueeze(-1).expand(-1, predicted.shape[-1])

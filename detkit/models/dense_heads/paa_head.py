@@ -176,7 +176,7 @@ class PAAHead(ATSSLayers):
             "loss_iou": self.loss_centerness(
                 flatten_levels(iou_preds, 1).flatten(),
                 torch.where(positive, iou, 0.0).flatten(),
-                weight=positive.float().flatten(),
+                positive.float().flatten(),
                 avg_factor=reduce_mean(num_positive, least=1),
             ),
         }

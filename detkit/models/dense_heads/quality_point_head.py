@@ -92,7 +92,9 @@ class QualityPointHead(BaseModule):
         check_keys(train_cfg, self.train_cfg_keys, "train_cfg")
         train_cfg = train_cfg or {}
         self.assigner = TASK_UTILS.build(train_cfg.get("assigner") or {"type": "DynamicSoftLabelAssigner"})
-        self.assigner_inputs = check_assigner(self.assigner, self.assigner_offers, name, POINT_KINDS)
+        self.assigner_inputs = check_assigner(
+            self.assigner, self.assigner_offers, name, POINT_KINDS, num_levels=self.prior_generator.num_levels
+        )
         self.sampler = dense_sampler(train_cfg.get("sampler"), name)
         self.pos_weight = train_cfg.get("pos_weight", -1)
         self.box_scale = train_cfg.get("box_scale", 8)

@@ -156,7 +156,9 @@ class RepPointsHead(BaseModule):
         first, second = (TASK_UTILS.build(stage["assigner"]) if "assigner" in stage else None for stage in stages)
         offered = ["num_level_priors"]
         self.init_assigner, self.refine_assigner = first, second
-        self.init_inputs = check_assigner(first, offered, "RepPointsHead", POINT_KINDS)
+        self.init_inputs = check_assigner(
+            first, offered, "RepPointsHead", POINT_KINDS, num_levels=self.prior_generator.num_levels
+        )
         self.refine_inputs = check_assigner(second, offered, "RepPointsHead")
         self.pos_weight = stages[1].get("pos_weight", -1)
         self.sampler = dense_sampler(train_cfg.get("sampler"), "RepPointsHead")

@@ -112,7 +112,9 @@ class YOLOXHead(BaseModule):
         check_keys(test_cfg, self.test_cfg_keys, "test_cfg")
         train_cfg = train_cfg or {}
         self.assigner = TASK_UTILS.build(train_cfg.get("assigner") or {"type": "SimOTAAssigner"})
-        self.assigner_inputs = check_assigner(self.assigner, self.assigner_offers, "YOLOXHead", POINT_KINDS)
+        self.assigner_inputs = check_assigner(
+            self.assigner, self.assigner_offers, "YOLOXHead", POINT_KINDS, num_levels=self.prior_generator.num_levels
+        )
         self.sampler = dense_sampler(train_cfg.get("sampler"), "YOLOXHead")
         self.box_scale = train_cfg.get("box_scale", 8)
         self.test_cfg = DenseTestCfg.of({**(test_cfg or {}), "max_per_img": -1})

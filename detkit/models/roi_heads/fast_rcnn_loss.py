@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
+from detkit.task_modules.coders import encode_finite
 
 __all__ = ["fast_rcnn_losses", "federated_classes", "proposal_statistics"]
 
@@ -74,7 +75,7 @@ def fast_rcnn_losses(
         deltas = deltas.unflatten(-1, (num_classes, size)).gather(1, own).squeeze(1)
     # Background is its own target, so that its (unused) encoding and loss are finite.
     gt_boxes = torch.where(foreground, gt_boxes, proposals)
-    targets = gt_boxes if reg_decoded_bbox else coder.encode(proposals, gt_boxes)
+    targets = gt_boxes if reg_decoded_bbox else encode_finite(coder, proposals, gt_boxes)
     predicted = coder.decode(proposals, deltas) if reg_decoded_bbox else deltas
     predicted = torch.where(foreground, predicted, targets.to(predicted.dtype))
     of_boxes = loss_bbox(

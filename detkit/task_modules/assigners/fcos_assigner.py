@@ -44,6 +44,7 @@ class FCOSAssigner:
             raise ValueError(f"FCOSAssigner: center_sample_radius must be above 0, got {center_sample_radius!r}")
         self.regress_ranges = tuple((float(least), float(most)) for least, most in regress_ranges)
         self.center_sample_radius = center_sample_radius
+        self.num_levels = len(self.regress_ranges)
 
     def assign(
         self,

@@ -43,6 +43,7 @@ class FoveaAssigner:
             raise ValueError(f"FoveaAssigner: sigma must be above 0, got {sigma!r}")
         self.scale_ranges = tuple((float(least), float(most)) for least, most in scale_ranges)
         self.sigma = sigma
+        self.num_levels = len(self.scale_ranges)
 
     def assign(
         self,

@@ -10,6 +10,7 @@ from detkit.task_modules.coders.delta_xywh_bbox_coder import DeltaXYWHBBoxCoder,
 from detkit.task_modules.coders.delta_xywh_glip_bbox_coder import DeltaXYWHBBoxCoderForGLIP
 from detkit.task_modules.coders.delta_xywht_rbbox_coder import DeltaXYWHTRBBoxCoder
 from detkit.task_modules.coders.distance_point_bbox_coder import DistancePointBBoxCoder
+from detkit.task_modules.coders.finite import encode_finite
 from detkit.task_modules.coders.legacy_delta_xywh_bbox_coder import (
     LegacyDeltaXYWHBBoxCoder,
     legacy_bbox2delta,
@@ -35,6 +36,7 @@ __all__ = [
     "bboxes2tblr",
     "bucket2bbox",
     "delta2bbox",
+    "encode_finite",
     "legacy_bbox2delta",
     "legacy_delta2bbox",
     "tblr2bboxes",

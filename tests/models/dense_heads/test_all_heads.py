@@ -11,6 +11,7 @@ from detkit.models import FCOS, FoveaHead, RepPointsHead, RPNHead
 from detkit.registry import MODELS
 from detkit.structures import DetDataSample
 
+EVERY = sorted(path.stem for path in (DATA / "dense_heads").glob("*.pt"))
 SOFTMAX = {"type": "CrossEntropyLoss"}
 BCE = {"type": "CrossEntropyLoss", "use_sigmoid": True}
 SUM = {"reduction": "sum"}
@@ -18,6 +19,9 @@ OWN = {"num_classes": 2, "in_channels": 8}
 IOU = {"type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.5}
 RANDOM = {"type": "RandomSampler", "num": 4, "pos_fraction": 0.5}
 SQUARE = {"type": "AnchorGenerator", "ratios": [1.0], "scales": [8]}
+TWO_RANGES = {"type": "FCOSAssigner", "regress_ranges": [(-1, 64), (64, 1e8)]}
+THREE_RANGES = {"type": "FCOSAssigner", "regress_ranges": [(-1, 64), (64, 128), (128, 1e8)]}
+THREE_SCALES = {"type": "FoveaAssigner", "scale_ranges": [(1, 64), (32, 128), (64, 1e8)]}
 NO_CHANNEL = "CrossEntropyLoss with use_sigmoid=False needs a channel for the background"
 REFUSED = [
     ("ATSSHead", {"loss_centerness": SOFTMAX}, f"loss_centerness: {NO_CHANNEL}"),
@@ -30,9 +34,13 @@ REFUSED = [
     ("CenterNetUpdateHead", {"loss_cls": {"type": "FocalLoss"}}, "loss_cls: FocalLoss learns labels"),
     ("CenterNetUpdateHead", {"loss_bbox": {"type": "L1Loss"}}, "loss_bbox: L1Loss learns coordinates; here are boxes"),
     ("FCOSHead", {"loss_cls": SOFTMAX}, f"loss_cls: {NO_CHANNEL}"),
+    ("FCOSHead", {"loss_centerness": {"type": "FocalCustomLoss", "num_classes": 1}}, "loss_centerness: Focal.* scores"),
+    ("FCOSHead", {"train_cfg": {"assigner": THREE_RANGES}}, "train_cfg.assigner: FCOSAssigner has ranges of 3 levels"),
+    ("FoveaHead", {"train_cfg": {"assigner": THREE_SCALES}}, "train_cfg.assigner: FoveaAssigner has ranges of 3.* 5"),
     ("FCOSHead", {"loss_centerness": {"type": "QualityFocalLoss"}}, "loss_centerness: QualityFocalLoss learns labels"),
     ("FoveaHead", {"loss_cls": SOFTMAX}, f"loss_cls: {NO_CHANNEL}"),
     ("FSAFHead", {"loss_cls": SOFTMAX}, f"loss_cls: {NO_CHANNEL}"),
+    ("FSAFHead", {"loss_cls": {"type": "GHMC"}}, "loss_cls: GHMC divides by a number of its own"),
     ("GARetinaHead", {"loss_loc": SOFTMAX}, f"loss_loc: {NO_CHANNEL}"),
     ("GARetinaHead", {"loss_shape": BCE}, "loss_shape: CrossEntropyLoss learns labels"),
     ("GARetinaHead", {"loss_bbox": {"type": "GIoULoss"}}, "loss_bbox: GIoULoss learns boxes.*reg_decoded_bbox=True"),
@@ -62,6 +70,8 @@ REFUSED = [
     ("RepPointsHead", {"loss_cls": {"type": "QualityFocalLoss"}}, "loss_cls: QualityFocalLoss learns labels with"),
     ("RepPointsHead", {"loss_bbox_init": BCE}, "loss_bbox_init: CrossEntropyLoss learns labels"),
     ("RepPointsHead", {"loss_bbox_refine": BCE}, "loss_bbox_refine: CrossEntropyLoss learns labels"),
+    ("RepPointsHead", {"train_cfg": {"init": {"assigner": THREE_RANGES}}}, "train_cfg.assigner: FCOSAssigner has"),
+    ("RTMDetHead", {"train_cfg": {"assigner": TWO_RANGES}}, "train_cfg.assigner: FCOSAssigner has ranges of 2.* has 3"),
     ("RTMDetHead", {"loss_cls": {"type": "FocalLoss"}}, "loss_cls: FocalLoss learns labels; here are labels with"),
     ("RTMDetHead", {"bbox_coder": {"type": "DeltaXYWHBBoxCoder"}}, "bbox_coder: DeltaXYWHBBoxCoder codes"),
     ("RTMDetHead", {"loss_bbox": BCE}, "loss_bbox: CrossEntropyLoss learns labels"),
@@ -82,6 +92,7 @@ REFUSED = [
     ("YOLOV3Head", {"bbox_coder": {"type": "DeltaXYWHBBoxCoder"}}, "bbox_coder: DeltaXYWHBBoxCoder codes"),
     ("YOLOV3Head", {"loss_xy": {**SOFTMAX, **SUM}}, f"loss_xy: {NO_CHANNEL}"),
     ("YOLOV3Head", {"loss_wh": {**BCE, **SUM}}, "loss_wh: CrossEntropyLoss learns labels"),
+    ("YOLOXHead", {"train_cfg": {"assigner": TWO_RANGES}}, "train_cfg.assigner: FCOSAssigner has ranges of 2 levels"),
     ("YOLOXHead", {"loss_cls": {**SOFTMAX, **SUM}}, f"loss_cls: {NO_CHANNEL}"),
     ("YOLOXHead", {"loss_obj": {"type": "GIoULoss", **SUM}}, "loss_obj: GIoULoss learns boxes"),
     ("YOLOXHead", {"loss_bbox": {**BCE, **SUM}}, "loss_bbox: CrossEntropyLoss learns labels"),
@@ -134,6 +145,27 @@ def test_an_exponential_that_overflows_has_finite_losses_gradients_and_boxes(nam
     assert all(torch.isfinite(p.grad).all() for p in head.parameters() if p.grad is not None)
     with torch.no_grad():
         assert all(torch.isfinite(found.bboxes).all() for found in head.eval().predict(features, samples))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_object_without_area_has_finite_losses_and_gradients(name):
+    head, features, samples = reference_head(name)
+    for sample in samples:
+        boxes = sample.gt_instances.bboxes
+        boxes[::2, 2] = boxes[::2, 0]
+        boxes[1::2, 3] = boxes[1::2, 1]
+    losses = head.loss(features, samples)
+    total = sum(loss for key, loss in losses.items() if "loss" in key)
+    total.backward()
+    assert torch.isfinite(total)
+    assert all(torch.isfinite(p.grad).all() for p in head.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", ["ATSSHead", "FCOSHead", "PAAHead"])
+def test_how_central_a_prior_is_may_be_learnt_by_a_loss_with_weights_of_another_name(name):
+    head, features, samples = reference_head(name, loss_centerness={"type": "GHMC"})
+    losses = head.loss(features, samples)
+    assert losses["loss_iou" if name == "PAAHead" else "loss_centerness"] > 0
 
 
 @pytest.mark.parametrize(
@@ -225,7 +257,7 @@ def test_what_a_detector_would_overwrite_in_its_head_is_refused(key):
 
 
 # YOLOv3 divides its sums by nothing, as MMDetection does.
-ALIKE = sorted({path.stem for path in (DATA / "dense_heads").glob("*.pt")} - {"YOLOV3Head"})
+ALIKE = sorted(set(EVERY) - {"YOLOV3Head"})
 
 
 @pytest.mark.parametrize("name", ALIKE)

@@ -14,6 +14,7 @@ from detkit.task_modules.coders import (
     LegacyDeltaXYWHBBoxCoder,
     TBLRBBoxCoder,
     YOLOBBoxCoder,
+    encode_finite,
 )
 
 
@@ -21,6 +22,14 @@ def test_delta_by_hand():
     # Prior centre (5, 5), size 10; object centre (6, 5), size 20 x 10
     deltas = DeltaXYWHBBoxCoder().encode(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[-4.0, 0, 16, 10]]))
     torch.testing.assert_close(deltas, torch.tensor([[0.1, 0.0, math.log(2), 0.0]]))
+
+
+def test_a_side_of_no_length_leaves_that_of_its_prior():
+    flat, prior = torch.tensor([[2.0, 3, 2, 13]]), torch.tensor([[0.0, 0, 10, 10]])
+    assert DeltaXYWHBBoxCoder().encode(prior, flat)[0, 2] == -math.inf
+    # From centre (5, 5) to (2, 8), in sides of 10
+    torch.testing.assert_close(encode_finite(DeltaXYWHBBoxCoder(), prior, flat), torch.tensor([[-0.3, 0.3, 0, 0]]))
+    assert encode_finite(DeltaXYWHBBoxCoder(), flat, flat).tolist() == [[0, 0, 0, 0]]
 
 
 def test_one_pixel_more_or_less():

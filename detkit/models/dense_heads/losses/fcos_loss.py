@@ -56,6 +56,6 @@ def fcos_losses(
             loss_bbox, boxes_around_origin(distances), boxes_around_origin(wanted), central, LEAST_CENTERNESS
         ),
         "loss_centerness": loss_centerness(
-            centerness_logits.flatten(), central.flatten(), weight=positive.float(), avg_factor=num_positive
+            centerness_logits.flatten(), central.flatten(), positive.float(), avg_factor=num_positive
         ),
     }

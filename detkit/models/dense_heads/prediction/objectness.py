@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,8 +10,6 @@ __all__ = ["geometric_mean", "geometric_mean_logit", "implicit_objectness"]
 
 # A probability is kept this far from 0 and 1 before its logit is taken.
 EPS = 1e-5
-# Greatest exponential of a logit in :func:`implicit_objectness`; MMDetection's value.
-GREATEST = 1e8
 
 
 def geometric_mean(logits: Tensor, objectness: Tensor) -> Tensor:
@@ -34,6 +30,5 @@ def implicit_objectness(logits: Tensor, objectness: Tensor) -> Tensor:
     ``log(co / (1 + c + o))``: the objectness needs no loss of its own (YOLOF, https://arxiv.org/abs/2103.09460).
     """
     logits, objectness = logits.float(), objectness.float()
-    # Clamped before the exponential: behind it, an overflow would have a gradient of 0 times infinity.
-    of_class, of_object = (one.clamp(max=math.log(GREATEST)).exp() for one in (logits, objectness))
-    return logits + objectness - torch.log(1 + of_class + of_object)
+    # In logarithms of exponentials, so that a sure object leaves the score to its class however sure it is.
+    return logits - torch.logaddexp(F.softplus(-objectness), logits - objectness)

@@ -11,6 +11,7 @@ from torch import Tensor
 from detkit.models.dense_heads.targets.prior_targets import prior_targets
 from detkit.structures.ground_truth import GroundTruth
 from detkit.task_modules import BatchAssignResult, GridAnchors, anchor_inside_flags
+from detkit.task_modules.coders import encode_finite
 
 __all__ = ["AnchorTargets", "BoxCoder", "anchor_targets", "valid_anchors"]
 
@@ -106,7 +107,7 @@ def anchor_targets(
     )
     # Anchors without object are their own target, so that their (unused) encoding is finite.
     boxes = found.bboxes
-    targets = boxes if coder is None else coder.encode(anchors.expand_as(boxes), boxes)
+    targets = boxes if coder is None else encode_finite(coder, anchors.expand_as(boxes), boxes)
     return AnchorTargets(
         labels=found.labels,
         label_weights=found.label_weights,

@@ -31,6 +31,7 @@ def check_assigner(
     head: str,
     kinds: Collection[str] = ("boxes",),
     argument: str = "train_cfg.assigner",
+    num_levels: int | None = None,
 ) -> list[str]:
     """What of ``offered`` the assigner asks for besides priors.
 
@@ -40,13 +41,17 @@ def check_assigner(
         head: Who would use it.
         kinds: What priors of the head may be to it.
         argument: Where it comes from, for messages.
+        num_levels: Levels of the head; None does not say.
 
     Raises:
-        ValueError: It assigns something else, or asks for more.
+        ValueError: It assigns something else, has ranges of another number of levels, or asks for more.
     """
     kind, name = getattr(assigner, "prior_kind", "boxes"), type(assigner).__name__
     if kind not in kinds:
         raise ValueError(f"{head}: {argument}: {name} assigns {kind}; this head has {' or '.join(kinds)}")
+    own_levels = getattr(assigner, "num_levels", num_levels)
+    if num_levels is not None and own_levels != num_levels:
+        raise ValueError(f"{head}: {argument}: {name} has ranges of {own_levels} levels; this head has {num_levels}")
     needed = needed_inputs(assigner)
     missing = [name for name in needed if name not in offered]
     if missing:
@@ -106,6 +111,8 @@ def check_score_loss(loss: Any, head: str, argument: str) -> None:
         ValueError: With what it learns, or that it is a softmax.
     """
     check_loss(loss, ["labels", "qualities of classes", "coordinates"], head, argument)
+    if getattr(loss, "custom_cls_channels", False):
+        raise ValueError(f"{head}: {argument}: {type(loss).__name__} learns labels of classes only; here are scores")
     _check_sigmoid(loss, head, argument)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detkit.models.roi_heads.sampling import SampledRoIs
+from detkit.task_modules.coders import encode_finite
 
 __all__ = ["BoxTargets", "box_targets", "encoded_objects", "label_targets", "of_own_class"]
 
@@ -50,7 +51,7 @@ def encoded_objects(sampled: SampledRoIs, coder: Any) -> Any:
     of_object = sampled.positive.flatten().unsqueeze(1)
     # Only regions with an object have a size for sure; the others are not encoded as themselves.
     unit = torch.tensor([0.0, 0.0, 1.0, 1.0]).to(boxes.device, non_blocking=True)
-    return coder.encode(torch.where(of_object, own, unit), torch.where(of_object, boxes, unit))
+    return encode_finite(coder, torch.where(of_object, own, unit), torch.where(of_object, boxes, unit))
 
 
 def box_targets(sampled: SampledRoIs, coder: Any, pos_weight: float = -1) -> BoxTargets:

@@ -17,6 +17,14 @@ def test_by_hand():
     torch.testing.assert_close(implicit_objectness(logits, objectness), torch.tensor([-math.log(15)]))
 
 
+@pytest.mark.parametrize("sure", [15.0, 25.0, 90.0])
+def test_a_sure_object_leaves_the_score_to_its_class(sure):
+    """And a sure class to its objectness; an overflow clamped away would make a score of their sum."""
+    logits = torch.tensor([-3.0, 0.0, 2.0])
+    torch.testing.assert_close(implicit_objectness(logits, torch.tensor(sure)), logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(implicit_objectness(torch.tensor(sure), logits), logits, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("function", [geometric_mean, geometric_mean_logit, implicit_objectness])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_finite_and_alike_at_both_ends(function, scale):
