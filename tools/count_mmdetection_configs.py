@@ -80,7 +80,7 @@ def try_all(root: Path, processes: int) -> list[Outcome]:
     paths = sorted(path for path in root.rglob("*.py") if "_base_" not in path.relative_to(root).parts)
     if not paths:
         raise ValueError(f"{root}: no config file (*.py) in it")
-    with ProcessPoolExecutor(processes, initializer=_be_quiet) as pool:
+    with ProcessPoolExecutor(processes, initializer=_start, initargs=(root,)) as pool:
         outcomes = pool.map(try_config, [root] * len(paths), paths, chunksize=4)
         return [outcome for outcome in outcomes if outcome is not None]
 
@@ -115,9 +115,10 @@ def count(args: argparse.Namespace) -> None:
     print(f"; {unread} others name files that are not there" if unread else "")
 
 
-def _be_quiet() -> None:
-    """In a process: warnings of 800 configs would hide the table."""
+def _start(root: Path) -> None:
+    """In a process: configs find each other, and warnings of 800 of them do not hide the table."""
     sys.path.insert(0, str(ROOT))
+    os.environ["DETKIT_MMDET_CONFIGS"] = str(root.resolve())
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     import torch

@@ -36,7 +36,7 @@ FILES = {
 def run(monkeypatch, capsys):
     # In this process: the pool's start costs more than the test.
     class Pool:
-        def __init__(self, processes, initializer):
+        def __init__(self, processes, initializer, initargs):
             pass
 
         def __enter__(self):

@@ -10,6 +10,7 @@ from detkit.models.dense_heads.fsaf_head import FSAFHead
 from detkit.models.dense_heads.ga_retina_head import GARetinaHead
 from detkit.models.dense_heads.ga_rpn_head import GARPNHead
 from detkit.models.dense_heads.gfl_head import GFLHead
+from detkit.models.dense_heads.ld_head import LDHead
 from detkit.models.dense_heads.losses.loss_normalizer import EMANormalizer
 from detkit.models.dense_heads.paa_head import PAAHead
 from detkit.models.dense_heads.reppoints_head import RepPointsHead
@@ -36,6 +37,7 @@ __all__ = [
     "GARPNHead",
     "GARetinaHead",
     "GFLHead",
+    "LDHead",
     "PAAHead",
     "RPNHead",
     "RTMDetHead",

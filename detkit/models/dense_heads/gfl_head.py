@@ -137,11 +137,23 @@ class GFLHead(BaseModule):
 
     def loss(self, x: Sequence[Tensor], batch_data_samples: Sequence[DetDataSample]) -> dict[str, Tensor]:
         """Losses ``loss_cls``, ``loss_bbox`` and ``loss_dfl`` of the levels ``x`` (N, in_channels, H_l, W_l)."""
+        return self.losses(*self.flat(x), batch_data_samples)[0]
+
+    def flat(self, x: Sequence[Tensor]) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
+        """Sizes of the levels, logits (N, A, C) and those of the distributions (N, A, 4 * (reg_max + 1))."""
         cls_scores, bbox_preds = self(x)
-        sizes = featmap_sizes(cls_scores)
-        levels = self.prior_generator.grid_priors(sizes, device=cls_scores[0].device)
-        logits = flatten_levels(cls_scores, self.num_classes)  # (N, A, C)
-        sides = flatten_levels(bbox_preds, self.encode_size)  # (N, A, 4 * (reg_max + 1))
+        logits = flatten_levels(cls_scores, self.num_classes)
+        return featmap_sizes(cls_scores), logits, flatten_levels(bbox_preds, self.encode_size)
+
+    def losses(
+        self,
+        sizes: list[tuple[int, int]],
+        logits: Tensor,
+        sides: Tensor,
+        batch_data_samples: Sequence[DetDataSample],
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses of what :meth:`flat` gives, and how sure of its class each anchor with an object is (N, A), else 0."""
+        levels = self.prior_generator.grid_priors(sizes, device=logits.device)
         points = torch.cat(self._points(levels)).expand(len(sides), -1, -1)  # (N, A, 3)
         inputs = self.train_cfg.inputs(levels, lambda: self._decode(points, sides), logits)
         targets = self.train_cfg.targets(
@@ -156,7 +168,7 @@ class GFLHead(BaseModule):
         iou = iou_quality(predicted, wanted) * positive
         certainty = logits.detach().sigmoid().amax(dim=2) * positive
         distances = self.bbox_coder.encode(centers, wanted, self.integral.reg_max)
-        return {
+        losses = {
             "loss_cls": self.loss_cls(
                 logits.flatten(0, 1),
                 (targets.labels.flatten(), iou.flatten()),
@@ -171,6 +183,7 @@ class GFLHead(BaseModule):
                 avg_factor=4 * reduce_mean(certainty.sum(), least=1),
             ),
         }
+        return losses, certainty
 
     def predict(
         self, x: Sequence[Tensor], batch_data_samples: Sequence[DetDataSample], rescale: bool = False
