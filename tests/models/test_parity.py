@@ -63,6 +63,7 @@ ROI_PARTS = [
     "BBoxHead",
     "CascadeRoIHead",
     "ConvFCBBoxHead",
+    "DoubleHeadRoIHead",
     "GenericRoIExtractor",
     "FCNMaskHead",
     "Shared2FCBBoxHead",

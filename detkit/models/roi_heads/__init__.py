@@ -3,11 +3,13 @@
 from detkit.models.roi_heads.bbox_heads import (
     BBoxHead,
     ConvFCBBoxHead,
+    DoubleConvFCBBoxHead,
     SABLHead,
     Shared2FCBBoxHead,
     Shared4Conv1FCBBoxHead,
 )
 from detkit.models.roi_heads.cascade_roi_head import CascadeRoIHead
+from detkit.models.roi_heads.double_roi_head import DoubleHeadRoIHead
 from detkit.models.roi_heads.mask_heads import FCNMaskHead
 from detkit.models.roi_heads.roi_extractors import GenericRoIExtractor, SingleRoIExtractor
 from detkit.models.roi_heads.shared_heads import ResLayer
@@ -17,6 +19,8 @@ __all__ = [
     "BBoxHead",
     "CascadeRoIHead",
     "ConvFCBBoxHead",
+    "DoubleConvFCBBoxHead",
+    "DoubleHeadRoIHead",
     "FCNMaskHead",
     "GenericRoIExtractor",
     "ResLayer",

@@ -10,6 +10,7 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from detkit.models.roi_heads.batch_statistics import outputs_of_sampled
 from detkit.models.roi_heads.prediction import ROI_TEST_CFG_KEYS, RoITestCfg
 from detkit.models.roi_heads.sampling import PositiveRoIs, SampledRoIs, positive_rois
 from detkit.models.roi_heads.train_cfg import ROI_TRAIN_CFG_KEYS, RoITrainCfg
@@ -93,7 +94,8 @@ class StandardRoIHead(BaseModule):
         """
         truth = GroundTruth.from_samples(batch_data_samples)
         sampled = self.train_cfg.sample(Proposals.of(rpn_results_list), truth, self.bbox_head.num_classes, x)
-        outputs = self._bbox_forward(x, sampled.rois)
+        layers = [self.bbox_head, self.shared_head] if self.with_shared_head else [self.bbox_head]
+        outputs = outputs_of_sampled(lambda rois: self._bbox_forward(x, rois), layers, sampled)
         losses = self._bbox_loss(outputs, sampled)
         if self.with_mask:
             losses |= self._mask_loss(x, outputs["bbox_feats"], sampled, batch_data_samples)

@@ -50,9 +50,9 @@ def bbox_head_of(context: Any, name: str) -> Any:
 
 
 @contextmanager
-def _statistics_kept(loss: Any) -> Iterator[None]:
-    """A loss that counts what it sees forgets what it saw inside: regions that are looked at are not yet learnt."""
-    kept = [(buffer, buffer.clone()) for buffer in loss.buffers()] if isinstance(loss, nn.Module) else []
+def _statistics_kept(head: Any) -> Iterator[None]:
+    """What the layers and losses of a head count of what they see inside is forgotten: it is not yet learnt."""
+    kept = [(buffer, buffer.clone()) for buffer in head.buffers()] if isinstance(head, nn.Module) else []
     try:
         yield
     finally:
@@ -80,9 +80,9 @@ def roi_outputs(context: Any, bbox_head: Any, pool: Pool, loss_key: str, name: s
     image = torch.arange(batch_size, device=pool.priors.device, dtype=pool.priors.dtype)
     rois = torch.cat([image.repeat_interleave(count).unsqueeze(1), pool.priors.flatten(0, 1)], dim=1)
     stage = (context.current_stage,) if hasattr(context, "num_stages") else ()
-    outputs = context._bbox_forward(*stage, pool.inputs.get("feats"), rois)
-    logits = outputs["cls_score"]
-    with _statistics_kept(getattr(bbox_head, "loss_cls", None)):
+    with _statistics_kept(bbox_head):
+        outputs = context._bbox_forward(*stage, pool.inputs.get("feats"), rois)
+        logits = outputs["cls_score"]
         losses = bbox_head.loss(
             cls_score=logits,
             bbox_pred=None,

@@ -6,6 +6,14 @@ from detkit.models.roi_heads.bbox_heads.bbox_head import (
     Shared2FCBBoxHead,
     Shared4Conv1FCBBoxHead,
 )
+from detkit.models.roi_heads.bbox_heads.double_bbox_head import DoubleConvFCBBoxHead
 from detkit.models.roi_heads.bbox_heads.sabl_head import SABLHead
 
-__all__ = ["BBoxHead", "ConvFCBBoxHead", "SABLHead", "Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead"]
+__all__ = [
+    "BBoxHead",
+    "ConvFCBBoxHead",
+    "DoubleConvFCBBoxHead",
+    "SABLHead",
+    "Shared2FCBBoxHead",
+    "Shared4Conv1FCBBoxHead",
+]
