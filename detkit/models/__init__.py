@@ -17,6 +17,7 @@ from detkit.models.backbones import (
     ResNeXt,
     SwinTransformer,
     TIMMBackbone,
+    TridentResNet,
 )
 from detkit.models.batch_augments import BatchFixedSizePad, BatchSyncRandomResize
 from detkit.models.data_preprocessor import DetDataPreprocessor
@@ -68,6 +69,7 @@ from detkit.models.detectors import (
     RetinaNet,
     RTMDet,
     SingleStageDetector,
+    TridentFasterRCNN,
     TwoStageDetector,
     VFNet,
 )
@@ -100,6 +102,7 @@ from detkit.models.roi_heads import (
     Shared4Conv1FCBBoxHead,
     SingleRoIExtractor,
     StandardRoIHead,
+    TridentRoIHead,
 )
 from detkit.models.test_time_augs import DetTTAModel
 
@@ -191,6 +194,9 @@ __all__ = [
     "SwinTransformer",
     "TIMMBackbone",
     "TOODHead",
+    "TridentFasterRCNN",
+    "TridentResNet",
+    "TridentRoIHead",
     "TwoStageDetector",
     "VFNet",
     "VFNetHead",

@@ -14,6 +14,7 @@ from detkit.models.backbones.resnext import ResNeXt
 from detkit.models.backbones.ssd_vgg import SSDVGG
 from detkit.models.backbones.swin import SwinTransformer
 from detkit.models.backbones.timm_backbone import TIMMBackbone
+from detkit.models.backbones.trident_resnet import TridentResNet
 
 __all__ = [
     "SSDVGG",
@@ -32,4 +33,5 @@ __all__ = [
     "ResNetV1d",
     "SwinTransformer",
     "TIMMBackbone",
+    "TridentResNet",
 ]

@@ -18,6 +18,7 @@ from detkit.models.detectors.rpn import RPN
 from detkit.models.detectors.rtmdet import RTMDet
 from detkit.models.detectors.single_stage import SingleStageDetector
 from detkit.models.detectors.tood import TOOD
+from detkit.models.detectors.trident_faster_rcnn import TridentFasterRCNN
 from detkit.models.detectors.two_stage import TwoStageDetector
 from detkit.models.detectors.vfnet import VFNet
 from detkit.models.detectors.yolo import YOLOV3
@@ -46,6 +47,7 @@ __all__ = [
     "RepPointsDetector",
     "RetinaNet",
     "SingleStageDetector",
+    "TridentFasterRCNN",
     "TwoStageDetector",
     "VFNet",
 ]

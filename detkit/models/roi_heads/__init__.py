@@ -14,6 +14,7 @@ from detkit.models.roi_heads.mask_heads import FCNMaskHead
 from detkit.models.roi_heads.roi_extractors import GenericRoIExtractor, SingleRoIExtractor
 from detkit.models.roi_heads.shared_heads import ResLayer
 from detkit.models.roi_heads.standard_roi_head import StandardRoIHead
+from detkit.models.roi_heads.trident_roi_head import TridentRoIHead
 
 __all__ = [
     "BBoxHead",
@@ -29,4 +30,5 @@ __all__ = [
     "Shared4Conv1FCBBoxHead",
     "SingleRoIExtractor",
     "StandardRoIHead",
+    "TridentRoIHead",
 ]
