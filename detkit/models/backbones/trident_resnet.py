@@ -67,10 +67,12 @@ class TridentBottleneck(Bottleneck):
 
     def __init__(self, *block: Any, dilations: Sequence[int], test_branch: int) -> None:
         super().__init__(*block)
-        self.conv2 = TridentConv(self.conv2.in_channels, self.conv2.stride, dilations, test_branch)
+        plain: Any = self.conv2
+        self.conv2 = TridentConv(plain.in_channels, plain.stride, dilations, test_branch)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.downsample is not None:
+            assert isinstance(self.conv2, TridentConv)
             x = x.repeat(len(self.conv2.running), 1, 1, 1)
         return super().forward(x)
 
