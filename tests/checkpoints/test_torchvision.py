@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from torchvision.models.detection import (
     fasterrcnn_resnet50_fpn,
     fasterrcnn_resnet50_fpn_v2,
     fcos_resnet50_fpn,
+    maskrcnn_resnet50_fpn,
     retinanet_resnet50_fpn,
     retinanet_resnet50_fpn_v2,
 )
@@ -213,6 +216,36 @@ def test_every_tensor_has_its_place(config):
     assert {key: value.shape for key, value in converted.items()} == {key: value.shape for key, value in own.items()}
     assert class_names({"state_dict": theirs})[::79] == ["person", "toothbrush"]
     assert len(class_names({"state_dict": theirs})) == 80
+
+
+def test_mask_rcnn_has_mmdetections_tensors():
+    with torch.device("meta"):
+        theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+    manifest = json.loads(gzip.decompress((CONFIGS.parent / "tests/data/state_dicts.json.gz").read_bytes()))
+    wanted = manifest["mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"]["keys"]
+    assert {key: list(value.shape) for key, value in from_torchvision(theirs).items()} == wanted
+
+
+@pytest.mark.parametrize("count", [91, 4])
+def test_rows_of_two_stage_heads_are_those_of_their_classes(count):
+    """Category 13 (stop sign) is label 11, as 12 is not used; classes of one's own follow the background."""
+    heads = (
+        "roi_heads.box_predictor.cls_score",
+        "roi_heads.box_predictor.bbox_pred",
+        "roi_heads.mask_predictor.mask_fcn_logits",
+    )
+    rows = torch.arange(float(count))
+    state = {f"{name}.bias": rows.repeat_interleave(4) if "bbox" in name else rows for name in heads}
+    state["roi_heads.box_predictor.cls_score.weight"] = torch.zeros(count, 1)
+    found = from_torchvision(state)
+    labels = torch.arange(1, count) if count == 4 else torch.tensor([i for i in range(91) if i not in UNUSED])
+    assert found["roi_head.bbox_head.fc_cls.bias"].tolist() == [*labels.tolist(), 0]
+    assert found["roi_head.bbox_head.fc_reg.bias"].tolist() == labels.repeat_interleave(4).tolist()
+    assert found["roi_head.mask_head.conv_logits.bias"].tolist() == labels.tolist()
+    if count == 91:
+        assert labels[11] == 13
+        names = class_names({"state_dict": {"backbone.body.x": rows, **state}})
+        assert names[11] == "stop sign"
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,14 @@ KINDS = {
     "rules": {
         "optim_wrapper": {
             "optimizer": {"type": "AdamW", "lr": 0.01, "weight_decay": 0.1},
-            "paramwise_cfg": {"norm_decay_mult": 0.0, "bias_lr_mult": 2.0},
-        }
+            "paramwise_cfg": {
+                "norm_decay_mult": 0.0,
+                "bias_lr_mult": 2.0,
+                "custom_keys": {"bbox_head": {"lr_mult": 0.1}},
+            },
+        },
+        # It goes by the rates at the start, which the file has once per parameter.
+        "param_scheduler": [{"type": "CosineAnnealingLR", "by_epoch": True, "T_max": 3, "eta_min_ratio": 0.1}],
     },
     "average": {"custom_hooks": [{"type": "EMAHook", "momentum": 0.1}]},
 }
@@ -83,7 +89,7 @@ def test_groups_that_were_told_apart_stay_so(tmp_path):
     run_mmengine(tmp_path / "theirs", train_cfg={"by_epoch": True, "max_epochs": 1}, **KINDS["rules"])
     plain = {"optimizer": {"type": "AdamW", "lr": 0.01, "weight_decay": 0.1}}
     with pytest.raises(ValueError, match="give the paramwise_cfg that the run was started with"):
-        go_on(tmp_path / "a", tmp_path / "theirs/epoch_1.pth", optim_wrapper=plain)
+        go_on(tmp_path / "a", tmp_path / "theirs/epoch_1.pth", **KINDS["rules"] | {"optim_wrapper": plain})
 
 
 def test_its_weights_start_and_are_evaluated(tmp_path):
