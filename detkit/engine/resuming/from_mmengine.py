@@ -130,7 +130,6 @@ class _Groups:
                 if self._state.get(parameter):
                     state[number] = dict(self._state[parameter])
         rest = {key: value for key, value in self._saved.items() if key not in ("state", "param_groups")}
-        rest.pop("base_param_settings", None)
         return {**rest, "state": state, "param_groups": groups}
 
     def scheduler(self, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,12 +140,11 @@ class _Groups:
             next((order[id(self._group[one])] for one in group["params"] if one in self._group), 0)
             for group in self._optimizer.param_groups
         ]
-        per_group = ("base_values", "_last_value")
+        # Behind those of the groups, newer files have one of the settings that rules start from.
+        per_group = [key for key in ("base_values", "_last_value") if len(saved.get(key) or ()) >= count]
         return {
-            key: [value[place] for place in places]
-            if key in per_group and isinstance(value, list) and len(value) == count
-            else value
-            for key, value in saved.items()
+            **saved,
+            **{key: [*(saved[key][place] for place in places), *saved[key][count:]] for key in per_group},
         }
 
 
