@@ -15,6 +15,7 @@ from detkit.models.dense_heads.losses.loss_normalizer import EMANormalizer
 from detkit.models.dense_heads.paa_head import PAAHead
 from detkit.models.dense_heads.reppoints_head import RepPointsHead
 from detkit.models.dense_heads.retina_head import RetinaHead
+from detkit.models.dense_heads.retina_sepbn_head import RetinaSepBNHead
 from detkit.models.dense_heads.rpn_head import RPNHead
 from detkit.models.dense_heads.rtmdet_head import RTMDetHead, RTMDetSepBNHead
 from detkit.models.dense_heads.sabl_retina_head import SABLRetinaHead
@@ -44,6 +45,7 @@ __all__ = [
     "RTMDetSepBNHead",
     "RepPointsHead",
     "RetinaHead",
+    "RetinaSepBNHead",
     "SABLRetinaHead",
     "SSDHead",
     "TOODHead",

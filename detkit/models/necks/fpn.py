@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detkit.registry import MODELS, check_keys, nearest
 
-__all__ = ["FPN"]
+__all__ = ["FPN", "used_levels"]
 
 Cfg = Mapping[str, Any]
 EXTRA_SOURCES = ("on_input", "on_lateral", "on_output")
@@ -58,7 +58,7 @@ class FPN(BaseModule):
         init_cfg: Cfg | Sequence[Cfg] | None = None,
     ) -> None:
         super().__init__(init_cfg or {"type": "Xavier", "layer": "Conv2d", "distribution": "uniform"})
-        used = _used_levels(len(in_channels), start_level, end_level, num_outs)
+        used = used_levels("FPN", len(in_channels), start_level, end_level, num_outs)
         check_keys(upsample_cfg, self.upsample_cfg_keys, "upsample_cfg")
         self.in_channels = list(in_channels)
         self.out_channels = out_channels
@@ -128,14 +128,19 @@ class FPN(BaseModule):
         return F.interpolate(coarse, size=fine.shape[2:], **self.upsample_cfg)
 
 
-def _used_levels(num_inputs: int, start_level: int, end_level: int, num_outs: int) -> list[int]:
+def used_levels(neck: str, num_inputs: int, start_level: int, end_level: int, num_outs: int) -> list[int]:
+    """The inputs that a pyramid of ``num_outs`` levels is built on.
+
+    Raises:
+        ValueError: They do not exist, or do not give that many levels.
+    """
     last = num_inputs - 1 if end_level in (-1, num_inputs - 1) else end_level
     if not 0 <= start_level <= last < num_inputs:
-        raise ValueError(f"FPN: levels {start_level} to {end_level} do not lie within {num_inputs} inputs")
+        raise ValueError(f"{neck}: levels {start_level} to {end_level} do not lie within {num_inputs} inputs")
     used = list(range(start_level, last + 1))
     if num_outs < len(used) or (last < num_inputs - 1 and num_outs != len(used)):
         raise ValueError(
-            f"FPN: num_outs={num_outs} does not fit the {len(used)} levels {start_level} to {last} of {num_inputs} "
+            f"{neck}: num_outs={num_outs} does not fit the {len(used)} levels {start_level} to {last} of {num_inputs} "
             "inputs; extra levels are possible only above the last input"
         )
     return used
