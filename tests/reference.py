@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmengine.structures import InstanceData
+from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from detkit.structures.masks import BitmapMasks, PolygonMasks
@@ -104,6 +104,8 @@ def data_sample(case: Mapping[str, Any]) -> DetDataSample:
     sample = DetDataSample(metainfo=case["metainfo"])
     sample.gt_instances = instances(case["gt_instances"])
     sample.ignored_instances = instances(case["ignored_instances"])
+    if "gt_sem_seg" in case:
+        sample.gt_sem_seg = PixelData(sem_seg=case["gt_sem_seg"].clone())
     return sample
 
 

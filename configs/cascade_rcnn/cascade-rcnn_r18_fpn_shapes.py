@@ -52,7 +52,7 @@ model = dict(
         stage_loss_weights=[1, 0.5, 0.25],
         bbox_roi_extractor=dict(
             type="SingleRoIExtractor",
-            roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=2),
+            roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=1),
             out_channels=64,
             featmap_strides=strides,
             finest_scale=14,
@@ -61,7 +61,7 @@ model = dict(
             dict(
                 type="Shared2FCBBoxHead",
                 in_channels=64,
-                fc_out_channels=256,
+                fc_out_channels=128,
                 roi_feat_size=7,
                 num_classes=len(_base_.classes),
                 bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0, 0.0, 0.0, 0.0], target_stds=stds),
@@ -98,7 +98,7 @@ model = dict(
                     match_low_quality=False,
                     ignore_iof_thr=-1,
                 ),
-                sampler=dict(type="RandomSampler", num=64, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True),
+                sampler=dict(type="RandomSampler", num=32, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True),
                 pos_weight=-1,
                 debug=False,
             )

@@ -62,10 +62,12 @@ DETECTORS = {
 ROI_PARTS = [
     "BBoxHead",
     "CascadeRoIHead",
+    "CascadeRoIHeadMask",
     "ConvFCBBoxHead",
     "DoubleHeadRoIHead",
     "GenericRoIExtractor",
     "FCNMaskHead",
+    "HybridTaskCascadeRoIHead",
     "Shared2FCBBoxHead",
     "Shared4Conv1FCBBoxHead",
     "SingleRoIExtractor",

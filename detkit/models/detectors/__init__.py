@@ -9,6 +9,7 @@ from detkit.models.detectors.fcos import FCOS
 from detkit.models.detectors.fovea import FOVEA
 from detkit.models.detectors.fsaf import FSAF
 from detkit.models.detectors.gfl import GFL
+from detkit.models.detectors.htc import HybridTaskCascade
 from detkit.models.detectors.kd_one_stage import KnowledgeDistillationSingleStageDetector
 from detkit.models.detectors.mask_rcnn import MaskRCNN
 from detkit.models.detectors.paa import PAA
@@ -41,6 +42,7 @@ __all__ = [
     "CenterNet",
     "FastRCNN",
     "FasterRCNN",
+    "HybridTaskCascade",
     "KnowledgeDistillationSingleStageDetector",
     "MaskRCNN",
     "RTMDet",

@@ -10,7 +10,8 @@ from detkit.models.roi_heads.bbox_heads import (
 )
 from detkit.models.roi_heads.cascade_roi_head import CascadeRoIHead
 from detkit.models.roi_heads.double_roi_head import DoubleHeadRoIHead
-from detkit.models.roi_heads.mask_heads import FCNMaskHead
+from detkit.models.roi_heads.htc_roi_head import HybridTaskCascadeRoIHead
+from detkit.models.roi_heads.mask_heads import FCNMaskHead, FusedSemanticHead, HTCMaskHead
 from detkit.models.roi_heads.roi_extractors import GenericRoIExtractor, SingleRoIExtractor
 from detkit.models.roi_heads.shared_heads import ResLayer
 from detkit.models.roi_heads.standard_roi_head import StandardRoIHead
@@ -23,7 +24,10 @@ __all__ = [
     "DoubleConvFCBBoxHead",
     "DoubleHeadRoIHead",
     "FCNMaskHead",
+    "FusedSemanticHead",
     "GenericRoIExtractor",
+    "HTCMaskHead",
+    "HybridTaskCascadeRoIHead",
     "ResLayer",
     "SABLHead",
     "Shared2FCBBoxHead",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +11,18 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from detkit.models.roi_heads.batch_statistics import outputs_of_sampled
 from detkit.models.roi_heads.prediction import ROI_TEST_CFG_KEYS, RoITestCfg
-from detkit.models.roi_heads.sampling import SampledRoIs, positive_rois
-from detkit.models.roi_heads.stages import OfStages, build_stages, check_stages, stage_losses, train_cfg_of_stages
+from detkit.models.roi_heads.sampling import SampledRoIs
+from detkit.models.roi_heads.stages import (
+    OfStages,
+    build_stages,
+    check_stages,
+    mask_losses,
+    refine_through_stages,
+    stage_losses,
+    train_cfg_of_stages,
+)
 from detkit.models.roi_heads.train_cfg import ROI_TRAIN_CFG_KEYS
 from detkit.registry import MODELS
 from detkit.structures import DetDataSample
@@ -88,7 +98,8 @@ class CascadeRoIHead(BaseModule):
         """Mean logits of the proposals and encoded boxes of the last stage and, where there are mask heads, the mean
         probabilities of masks of the first 100 boxes that it moved."""
         metas = [sample.metainfo for sample in batch_data_samples]
-        proposals, cls_score, bbox_pred = self._refine(x, Proposals.of(rpn_results_list), metas)
+        proposals = Proposals.of(rpn_results_list)
+        proposals, cls_score, bbox_pred = refine_through_stages(self.bbox_head, self._bbox_forward, x, proposals, metas)
         masks = (self._mask_probabilities(x, boxes_to_rois(proposals.boxes)[:100]),) if self.with_mask else ()
         return cls_score, bbox_pred, *masks
 
@@ -110,16 +121,18 @@ class CascadeRoIHead(BaseModule):
         for stage, (head, train_cfg) in enumerate(zip(self.bbox_head, self.train_cfg, strict=True)):
             self.current_stage = stage
             sampled = train_cfg.sample(proposals, truth, head.num_classes, x)
-            outputs = self._bbox_forward(stage, x, sampled.rois)
+            outputs = outputs_of_sampled(partial(self._bbox_forward, stage, x), [head], sampled)
             cls_score, bbox_pred = outputs["cls_score"], outputs["bbox_pred"]
             of_boxes.append(head.loss_and_target(cls_score, bbox_pred, sampled, train_cfg)["loss_bbox"])
             samples.append(sampled)
             if stage < self.num_stages - 1:
                 proposals = head.refine(sampled, cls_score, bbox_pred, metas)
-        of_masks = self._mask_losses(x, samples, batch_data_samples) if self.with_mask else [{}] * self.num_stages
+        of_masks: Sequence[Mapping[str, Tensor]] = [{}] * self.num_stages
+        if self.with_mask:
+            of_masks = mask_losses(self.mask_head, self.train_cfg, self._mask_forward, x, samples, batch_data_samples)
         losses: dict[str, Tensor] = {}
-        for stage, (boxes, masks) in enumerate(zip(of_boxes, of_masks, strict=True)):
-            losses |= stage_losses({**boxes, **masks}, stage, self.stage_loss_weights[stage])
+        for stage, masks in enumerate(of_masks):
+            losses |= stage_losses({**of_boxes[stage], **masks}, stage, self.stage_loss_weights[stage])
         return losses
 
     def _bbox_forward(self, stage: int, x: Sequence[Tensor], rois: Tensor) -> dict[str, Tensor]:
@@ -133,18 +146,6 @@ class CascadeRoIHead(BaseModule):
         """Mask logits of a stage for RoIs (K, 5)."""
         extractor = (self.bbox_roi_extractor if self.share_roi_extractor else self.mask_roi_extractor)[stage]
         return self.mask_head[stage](extractor(x[: extractor.num_inputs], rois))
-
-    def _mask_losses(
-        self, x: Sequence[Tensor], samples: Sequence[SampledRoIs], batch_data_samples: Sequence[DetDataSample]
-    ) -> list[Mapping[str, Tensor]]:
-        """Of each stage; the device is asked once, how many positives they all have."""
-        masks = [sample.gt_instances.masks for sample in batch_data_samples]
-        losses = []
-        for stage, positives in enumerate(positive_rois(samples)):
-            mask_preds = self._mask_forward(stage, x, positives.rois)
-            head, train_cfg = self.mask_head[stage], self.train_cfg[stage]
-            losses.append(head.loss_and_target(mask_preds, positives, masks, train_cfg)["loss_mask"])
-        return losses
 
     def predict(
         self,
@@ -164,23 +165,13 @@ class CascadeRoIHead(BaseModule):
             rescale: Return boxes and masks in the frame of the original image.
         """
         metas = [sample.metainfo for sample in batch_data_samples]
-        proposals, cls_score, bbox_pred = self._refine(x, Proposals.of(rpn_results_list), metas)
+        proposals = Proposals.of(rpn_results_list)
+        proposals, cls_score, bbox_pred = refine_through_stages(self.bbox_head, self._bbox_forward, x, proposals, metas)
         last = self.bbox_head[-1]
         # Masks are cut from the feature maps, so that boxes stay in their frame until then.
         resize = rescale and not self.with_mask
         found = last.predict(proposals, last.scores(cls_score), bbox_pred, metas, self.test_cfg, resize)
         return self._predict_mask(x, found, metas, rescale) if self.with_mask else found
-
-    def _refine(self, x: Sequence[Tensor], proposals: Proposals, metas: Metas) -> tuple[Proposals, Tensor, Any]:
-        """The proposals as the last stage gets them, the mean of all stages' logits, and its encoded boxes."""
-        logits = []
-        for stage, head in enumerate(self.bbox_head):
-            outputs = self._bbox_forward(stage, x, boxes_to_rois(proposals.boxes))
-            logits.append(outputs["cls_score"])
-            if stage < self.num_stages - 1:
-                regions = SampledRoIs.without_objects(proposals, head.num_classes)
-                proposals = head.refine(regions, outputs["cls_score"], outputs["bbox_pred"], metas)
-        return proposals, torch.stack(logits).float().mean(dim=0), outputs["bbox_pred"]
 
     def _mask_probabilities(self, x: Sequence[Tensor], rois: Tensor) -> Tensor:
         """Probabilities of masks for RoIs (K, 5), the mean of all stages."""

@@ -148,3 +148,10 @@ def test_what_does_not_fit_the_stages_is_named(arguments, error, match):
         head(**arguments)
     with pytest.raises(ValueError, match=r"stage_loss_weights must have one entry.*num_stages=2 stages, got 1"):
         CascadeRoIHead(2, [1], EXTRACTOR, BBOX_HEAD)
+
+
+def test_every_stage_is_initialised():
+    built = head()
+    for one in built.bbox_head:
+        assert one.fc_reg.weight.std() < 0.002
+        assert one.fc_reg.bias.abs().max() == 0

@@ -1,5 +1,7 @@
 """Mask heads: where in a region its object is."""
 
 from detkit.models.roi_heads.mask_heads.fcn_mask_head import FCNMaskHead
+from detkit.models.roi_heads.mask_heads.fused_semantic_head import FusedSemanticHead
+from detkit.models.roi_heads.mask_heads.htc_mask_head import HTCMaskHead
 
-__all__ = ["FCNMaskHead"]
+__all__ = ["FCNMaskHead", "FusedSemanticHead", "HTCMaskHead"]

@@ -113,8 +113,16 @@ class FCNMaskHead(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mask logits (K, num_classes or 1, H, W) of features (K, in_channels, h, w)."""
+        return self.logits(self.embed(x))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Features (K, conv_out_channels, h, w) after the convolutions."""
         for conv in self.convs:
             x = conv(x)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Mask logits (K, num_classes or 1, H, W) of what :meth:`embed` gives."""
         if self.upsample is not None:
             x = self.upsample(x)
         if isinstance(self.upsample, nn.ConvTranspose2d):
