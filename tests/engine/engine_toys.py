@@ -92,6 +92,28 @@ class ToyConvModel(ToyModel):
         return super().forward([one.view(1, 2, 2).repeat(2, 1, 1) for one in inputs], data_samples, mode)
 
 
+@MODELS.register_module()
+class RememberingToy(ToyModel):
+    """What it learns depends on all losses it had, which are no weights."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.register_buffer("had", torch.zeros(()), persistent=False)
+
+    def forward(self, inputs: Any, data_samples: Any = None, mode: str = "tensor") -> Any:
+        found = super().forward(inputs, data_samples, mode)
+        if mode == "loss":
+            self.had += found["loss_cls"].detach()
+            found["loss_cls"] = found["loss_cls"] * self.had.clone()
+        return found
+
+    def resume_state(self) -> dict[str, Any]:
+        return {"had": self.had}
+
+    def load_resume_state(self, state: dict[str, Any]) -> None:
+        self.had.copy_(state["had"])
+
+
 @DATASETS.register_module()
 class ToyDataset(Dataset):
     """Samples that draw from every generator, so that seeding any of them wrongly shows."""

@@ -38,8 +38,8 @@ def capture(runner: Any, meta: Mapping[str, Any], optimizer: bool, schedulers: b
         schedulers: The same for schedulers.
 
     Returns:
-        ``meta``, ``state_dict``, ``message_hub``, ``rng``, ``position``, ``hooks`` and, if wanted, ``optimizer``,
-        ``param_schedulers``.
+        ``meta``, ``state_dict``, ``message_hub``, ``rng``, ``position``, ``modules``, ``hooks`` and, if wanted,
+        ``optimizer``, ``param_schedulers``.
     """
     model = inner_model(runner.model)
     dataset = runner.train_dataloader.dataset
@@ -61,6 +61,7 @@ def capture(runner: Any, meta: Mapping[str, Any], optimizer: bool, schedulers: b
         "message_hub": {key: value for key, value in hub.runtime_info.items() if hub._resumed_keys.get(key)},
         "rng": all_gather(rng_state()),
         "position": position,
+        "modules": {name: state for name, module in _remembering(model) if (state := module.resume_state())},
         "hooks": {name: state for name, hook in _named_hooks(runner) if (state := hook.state_dict())},
     }
     if optimizer:
@@ -92,6 +93,10 @@ def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
     model = inner_model(runner.model)
     load_weights(model, checkpoint, strict=True, name=path)
+    remembered = checkpoint.get("modules", {})
+    for name, module in _remembering(model):
+        if name in remembered:
+            module.load_resume_state(remembered[name])
     try:
         runner.optim_wrapper.load_state_dict(checkpoint["optimizer"])
     except (ValueError, KeyError) as error:
@@ -106,6 +111,11 @@ def restore(runner: Any, checkpoint: dict[str, Any], path: str) -> None:
     else:
         runner.train_loop._epoch, runner.train_loop._iter = meta["epoch"], meta["iter"]
     _restore_random_numbers(runner, checkpoint["rng"], path)
+
+
+def _remembering(model: torch.nn.Module) -> list[tuple[str, Any]]:
+    """Modules that go through a training by more than their weights: ``resume_state()`` and ``load_resume_state()``."""
+    return [(name, module) for name, module in model.named_modules() if hasattr(module, "resume_state")]
 
 
 def _restore_random_numbers(runner: Any, states: Sequence[dict[str, Any]] | None, path: str) -> None:

@@ -10,6 +10,7 @@ from detkit.models.roi_heads.bbox_heads import (
 )
 from detkit.models.roi_heads.cascade_roi_head import CascadeRoIHead
 from detkit.models.roi_heads.double_roi_head import DoubleHeadRoIHead
+from detkit.models.roi_heads.dynamic_roi_head import DynamicRoIHead
 from detkit.models.roi_heads.htc_roi_head import HybridTaskCascadeRoIHead
 from detkit.models.roi_heads.mask_heads import FCNMaskHead, FusedSemanticHead, HTCMaskHead
 from detkit.models.roi_heads.roi_extractors import GenericRoIExtractor, SingleRoIExtractor
@@ -23,6 +24,7 @@ __all__ = [
     "ConvFCBBoxHead",
     "DoubleConvFCBBoxHead",
     "DoubleHeadRoIHead",
+    "DynamicRoIHead",
     "FCNMaskHead",
     "FusedSemanticHead",
     "GenericRoIExtractor",

@@ -33,6 +33,8 @@ class SampledRoIs:
         valid: (N, R) bool, False in padding.
         is_gt: (N, R) bool, which RoIs are objects that were added as proposals.
         label_weights: (N, R) that the sampler gives, such as ScoreHLRSampler's of negatives; None is 1 for all.
+        proposal_ious: (N, P) highest IoU with an object of each proposal that was to be sampled, -inf in padding;
+            None where the assigner has none.
     """
 
     boxes: Tensor
@@ -43,6 +45,7 @@ class SampledRoIs:
     valid: Tensor
     is_gt: Tensor
     label_weights: Tensor | None = None
+    proposal_ious: Tensor | None = None
 
     @classmethod
     def without_objects(cls, proposals: Proposals, num_classes: int) -> SampledRoIs:
@@ -90,6 +93,7 @@ def sample_rois(
     is_gt = torch.zeros_like(rows.valid) if sampled.is_gt is None else rows.of(sampled.is_gt) & rows.valid
     if weights is not None:
         weights = torch.where(rows.positive, 1.0, rows.of(weights))
+    ious = assigned.max_overlaps
     return SampledRoIs(
         boxes=boxes,
         labels=torch.where(rows.positive, labels, num_classes),
@@ -99,6 +103,7 @@ def sample_rois(
         valid=rows.valid,
         is_gt=is_gt,
         label_weights=weights,
+        proposal_ious=None if ious is None else torch.where(proposals.valid, ious, -torch.inf),
     )
 
 

@@ -41,7 +41,7 @@ class StandardRoIHead(BaseModule):
         init_cfg: Initialisation.
     """
 
-    train_cfg_keys = ROI_TRAIN_CFG_KEYS
+    train_cfg_keys: tuple[str, ...] = ROI_TRAIN_CFG_KEYS
     test_cfg_keys = ROI_TEST_CFG_KEYS
 
     def __init__(
@@ -67,7 +67,8 @@ class StandardRoIHead(BaseModule):
         self.with_shared_head = shared_head is not None
         self.with_mask = mask_head is not None
         self.share_roi_extractor = self.with_mask and mask_roi_extractor is None
-        self.train_cfg = RoITrainCfg.of(train_cfg, self)
+        extra = [key for key in self.train_cfg_keys if key not in ROI_TRAIN_CFG_KEYS]
+        self.train_cfg = RoITrainCfg.of(train_cfg, self, extra)
         self.test_cfg = RoITestCfg.of(test_cfg)
 
     def forward(

@@ -19,12 +19,20 @@ EXCLUDED = -1.0
 KEPT_ELEMENTS = 1 << 26
 
 
-def negative_interval(name: str, neg_iou_thr: float | Sequence[float], pos_iou_thr: float) -> tuple[float, float]:
+# A threshold that changes in training is a 0-d tensor, so that nothing waits for its value.
+Threshold = float | Tensor
+
+
+def negative_interval(
+    name: str, neg_iou_thr: Threshold | Sequence[float], pos_iou_thr: Threshold
+) -> tuple[float, Threshold]:
     """The interval of overlaps that makes a prior background, from a number or an interval.
 
     Raises:
         ValueError: It is not within [0, pos_iou_thr].
     """
+    if isinstance(neg_iou_thr, Tensor):
+        return 0.0, neg_iou_thr
     interval = neg_iou_thr if isinstance(neg_iou_thr, Sequence) else (0.0, neg_iou_thr)
     if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= pos_iou_thr:
         raise ValueError(
@@ -47,9 +55,9 @@ class OverlapRules:
         reassign_low_quality: Whether a prior matched by rule 3 learns that object, or the one it overlaps most.
     """
 
-    pos_iou_thr: float
-    negative: tuple[float, float]
-    min_pos_iou: float
+    pos_iou_thr: Threshold
+    negative: tuple[float, Threshold]
+    min_pos_iou: Threshold
     gt_max_assign_all: bool
     match_low_quality: bool
     reassign_low_quality: bool = True

@@ -23,6 +23,7 @@ INFINITE = {
 }
 KINDS = {
     "plain": {},
+    "remembering": {"model": {"type": "RememberingToy", "bbox_head": {"type": "ToyHead"}}},
     "ema": {"custom_hooks": [{"type": "EMAHook", "momentum": 0.1, "update_buffers": True}]},
     "accumulation": {
         "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 0.1, "momentum": 0.9}, "accumulative_counts": 2}
