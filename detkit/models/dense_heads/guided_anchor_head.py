@@ -245,9 +245,7 @@ class GuidedAnchorHead(BaseModule):
             avg_factor=len(places) / CELLS_PER_UNIT,
         )
         shaped = targets.shaped.unsqueeze(-1)
-        # A shape that learns nothing may be anything, and must not spoil the gradient of the others.
-        shapes = torch.where(shaped, flatten_levels(maps.shape_preds, 2), 0.0)
-        boxes = guided_anchors(targets.squares, shapes, self.anchor_coder)
+        boxes = guided_anchors(targets.squares, flatten_levels(maps.shape_preds, 2), self.anchor_coder)
         of_shapes = self.loss_shape(
             boxes.flatten(0, 1),
             targets.shape_boxes.flatten(0, 1),

@@ -133,3 +133,13 @@ def test_proposals_to_learn_from_are_of_all_places_and_those_of_a_prediction_are
         assert not head.eval().loss_and_predict(features, samples)[1].valid.any()
     with pytest.raises(KeyError, match="nms_post"):
         MODELS.build({"type": "RPNHead", "in_channels": 8, "test_cfg": {"nms_post": 5}})
+
+
+def test_to_a_proposal_network_every_object_is_of_its_one_class():
+    head, features, samples = reference_head("GARPNHead")
+    expected = head.loss(features, samples)
+    for sample in samples:
+        sample.gt_instances.labels = sample.gt_instances.labels + 3
+    found = head.loss(features, samples)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
