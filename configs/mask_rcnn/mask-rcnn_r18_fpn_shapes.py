@@ -71,7 +71,8 @@ model = dict(
         ),
         mask_roi_extractor=dict(
             type="SingleRoIExtractor",
-            roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=2),
+            # A cell is smaller than a pixel of its level; one sample of it is enough.
+            roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=1),
             out_channels=64,
             featmap_strides=strides,
             finest_scale=14,

@@ -12,6 +12,7 @@ from detkit.models.detectors.gfl import GFL
 from detkit.models.detectors.htc import HybridTaskCascade
 from detkit.models.detectors.kd_one_stage import KnowledgeDistillationSingleStageDetector
 from detkit.models.detectors.mask_rcnn import MaskRCNN
+from detkit.models.detectors.mask_scoring_rcnn import MaskScoringRCNN
 from detkit.models.detectors.paa import PAA
 from detkit.models.detectors.reppoints_detector import RepPointsDetector
 from detkit.models.detectors.retinanet import RetinaNet
@@ -45,6 +46,7 @@ __all__ = [
     "HybridTaskCascade",
     "KnowledgeDistillationSingleStageDetector",
     "MaskRCNN",
+    "MaskScoringRCNN",
     "RTMDet",
     "RepPointsDetector",
     "RetinaNet",

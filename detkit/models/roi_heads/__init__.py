@@ -12,7 +12,8 @@ from detkit.models.roi_heads.cascade_roi_head import CascadeRoIHead
 from detkit.models.roi_heads.double_roi_head import DoubleHeadRoIHead
 from detkit.models.roi_heads.dynamic_roi_head import DynamicRoIHead
 from detkit.models.roi_heads.htc_roi_head import HybridTaskCascadeRoIHead
-from detkit.models.roi_heads.mask_heads import FCNMaskHead, FusedSemanticHead, HTCMaskHead
+from detkit.models.roi_heads.mask_heads import FCNMaskHead, FusedSemanticHead, HTCMaskHead, MaskIoUHead
+from detkit.models.roi_heads.mask_scoring_roi_head import MaskScoringRoIHead
 from detkit.models.roi_heads.roi_extractors import GenericRoIExtractor, SingleRoIExtractor
 from detkit.models.roi_heads.shared_heads import ResLayer
 from detkit.models.roi_heads.standard_roi_head import StandardRoIHead
@@ -30,6 +31,8 @@ __all__ = [
     "GenericRoIExtractor",
     "HTCMaskHead",
     "HybridTaskCascadeRoIHead",
+    "MaskIoUHead",
+    "MaskScoringRoIHead",
     "ResLayer",
     "SABLHead",
     "Shared2FCBBoxHead",

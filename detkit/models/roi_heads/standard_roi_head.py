@@ -4,13 +4,14 @@ https://arxiv.org/abs/1703.06870."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.models.roi_heads.batch_statistics import outputs_of_sampled
+from detkit.models.roi_heads.mask_heads.mask_targets import Masks
 from detkit.models.roi_heads.prediction import ROI_TEST_CFG_KEYS, RoITestCfg
 from detkit.models.roi_heads.sampling import PositiveRoIs, SampledRoIs, positive_rois
 from detkit.models.roi_heads.train_cfg import ROI_TRAIN_CFG_KEYS, RoITrainCfg
@@ -20,10 +21,30 @@ from detkit.structures.boxes import bbox2roi
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.proposals import Proposals, boxes_to_rois
 
-__all__ = ["StandardRoIHead"]
+__all__ = ["LearntMasks", "StandardRoIHead"]
 
 Cfg = Mapping[str, Any]
 Proposed = Proposals | Sequence[InstanceData]
+
+
+class LearntMasks(NamedTuple):
+    """What a step says of the masks of its K positive RoIs.
+
+    Attributes:
+        positives: The RoIs.
+        masks: Masks of the objects of each image.
+        feats: (K, C, h, w) what the masks are predicted from.
+        mask_preds: Logits (K, classes or 1, H, W).
+        mask_targets: (K, H, W).
+        losses: By name.
+    """
+
+    positives: PositiveRoIs
+    masks: Masks
+    feats: Tensor
+    mask_preds: Tensor
+    mask_targets: Tensor
+    losses: dict[str, Tensor]
 
 
 @MODELS.register_module()
@@ -80,7 +101,7 @@ class StandardRoIHead(BaseModule):
         """Logits and encoded boxes of the proposals and, where there is a mask head, masks of the first 100."""
         rois = boxes_to_rois(Proposals.of(rpn_results_list).boxes)
         outputs = self._bbox_forward(x, rois)
-        masks = (self._mask_forward(x, rois[:100]),) if self.with_mask else ()
+        masks = self._mask_forward(x, rois[:100])[:1] if self.with_mask else ()
         return outputs["cls_score"], outputs["bbox_pred"], *masks
 
     def loss(
@@ -114,11 +135,13 @@ class StandardRoIHead(BaseModule):
         found = self.bbox_head.loss_and_target(outputs["cls_score"], outputs["bbox_pred"], sampled, self.train_cfg)
         return found["loss_bbox"]
 
-    def _mask_forward(self, x: Sequence[Tensor], rois: Tensor) -> Tensor:
-        """Mask logits of RoIs (K, 5)."""
+    def _mask_forward(self, x: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask logits of RoIs (K, 5), and the features they are made of."""
         extractor = self.bbox_roi_extractor if self.share_roi_extractor else self.mask_roi_extractor
         feats = extractor(x[: extractor.num_inputs], rois)
-        return self.mask_head(self.shared_head(feats) if self.with_shared_head else feats)
+        if self.with_shared_head:
+            feats = self.shared_head(feats)
+        return self.mask_head(feats), feats
 
     def _mask_loss(
         self,
@@ -127,13 +150,24 @@ class StandardRoIHead(BaseModule):
         sampled: SampledRoIs,
         batch_data_samples: Sequence[DetDataSample],
     ) -> dict[str, Tensor]:
-        positives: PositiveRoIs = positive_rois([sampled])[0]
+        return self._learn_masks(x, bbox_feats, sampled, batch_data_samples).losses
+
+    def _learn_masks(
+        self,
+        x: Sequence[Tensor],
+        bbox_feats: Tensor,
+        sampled: SampledRoIs,
+        batch_data_samples: Sequence[DetDataSample],
+    ) -> LearntMasks:
+        positives = positive_rois([sampled])[0]
         if self.share_roi_extractor:
-            mask_preds = self.mask_head(bbox_feats[positives.place])
+            feats = bbox_feats[positives.place]
+            mask_preds = self.mask_head(feats)
         else:
-            mask_preds = self._mask_forward(x, positives.rois)
+            mask_preds, feats = self._mask_forward(x, positives.rois)
         masks = [sample.gt_instances.masks for sample in batch_data_samples]
-        return self.mask_head.loss_and_target(mask_preds, positives, masks, self.train_cfg)["loss_mask"]
+        found = self.mask_head.loss_and_target(mask_preds, positives, masks, self.train_cfg)
+        return LearntMasks(positives, masks, feats, mask_preds, found["mask_targets"], found["loss_mask"])
 
     def predict(
         self,
@@ -166,6 +200,6 @@ class StandardRoIHead(BaseModule):
     def _predict_mask(
         self, x: Sequence[Tensor], found: list[InstanceData], metas: Sequence[Mapping[str, Any]], rescale: bool
     ) -> list[InstanceData]:
-        mask_preds = self._mask_forward(x, bbox2roi([one.bboxes for one in found]))
+        mask_preds, _ = self._mask_forward(x, bbox2roi([one.bboxes for one in found]))
         split = mask_preds.split([len(one) for one in found])
         return self.mask_head.predict_by_feat(split, found, metas, self.test_cfg, rescale)

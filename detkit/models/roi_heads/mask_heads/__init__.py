@@ -3,5 +3,6 @@
 from detkit.models.roi_heads.mask_heads.fcn_mask_head import FCNMaskHead
 from detkit.models.roi_heads.mask_heads.fused_semantic_head import FusedSemanticHead
 from detkit.models.roi_heads.mask_heads.htc_mask_head import HTCMaskHead
+from detkit.models.roi_heads.mask_heads.maskiou_head import MaskIoUHead
 
-__all__ = ["FCNMaskHead", "FusedSemanticHead", "HTCMaskHead"]
+__all__ = ["FCNMaskHead", "FusedSemanticHead", "HTCMaskHead", "MaskIoUHead"]
