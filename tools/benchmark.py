@@ -5,6 +5,7 @@ python tools/benchmark.py assign --only simota_100 --runs 15
 python tools/benchmark.py gpu   # the whole training step: tools/benchmark_gpu.py
 python tools/benchmark.py step   # a training step beside torchvision's: tools/benchmark_step.py
 python tools/benchmark.py infer   # a whole prediction beside torchvision's: tools/benchmark_inference.py
+python tools/benchmark.py two-stage   # both for Faster and Mask R-CNN: tools/benchmark_two_stage.py
 
 Each case is run in pairs, yardstick and detkit in turn, on two images of random objects. The table gives the medians,
 the median of the ratios of the pairs, and on how many of the priors both agree.
@@ -27,6 +28,7 @@ ELSEWHERE = {
     "gpu": ("benchmark_gpu", "a training step of RetinaNet on a GPU"),
     "step": ("benchmark_step", "a training step of RetinaNet and FCOS beside torchvision's"),
     "infer": ("benchmark_inference", "a prediction of RetinaNet and FCOS beside torchvision's"),
+    "two-stage": ("benchmark_two_stage", "Faster and Mask R-CNN beside torchvision's"),
 }
 
 

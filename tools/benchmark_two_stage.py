@@ -52,7 +52,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def torchvision_model(name: str) -> Any:
-    """As ``<name>_resnet50_fpn`` builds it for pretrained weights, but for these; half as many proposals in training."""
+    """As ``<name>_resnet50_fpn`` builds it for pretrained weights, but for these; as many proposals as detkit's."""
     from torchvision.models import resnet50
     from torchvision.models.detection import FasterRCNN, MaskRCNN
     from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
@@ -82,7 +82,7 @@ def detkit_model(name: str) -> Any:
 
 
 def copy_weights(ours: Any, theirs: Any) -> None:
-    """Give torchvision's backbone and first stage the weights of detkit's; the second's classes are in another order."""
+    """Give torchvision's backbone and first stage detkit's weights; the second's classes are in another order."""
     from benchmark_step import layers  # beside this file
 
     head = ours.rpn_head

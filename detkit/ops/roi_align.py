@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from detkit.ops.roi_align_cpu import align_rows, fits
 from detkit.registry import MODELS
 
 __all__ = ["RoIAlign", "RoIPool", "roi_align", "roi_pool"]
@@ -47,11 +48,14 @@ def roi_align(
         rows, columns, samples = rows * ratio, columns * ratio, 1
     else:
         samples = ratio or -1
-    pooled = _in_float32(
-        lambda maps, boxes: torchvision.ops.roi_align(maps, boxes, (rows, columns), spatial_scale, samples, aligned),
-        features,
-        rois,
-    )
+
+    def pool(maps: Tensor, boxes: Tensor) -> Tensor:
+        size = (rows, columns)
+        if maps.device.type == "cpu" and fits(boxes, size, spatial_scale, max(samples, 0), aligned):
+            return align_rows(maps, boxes, size, spatial_scale, max(samples, 0), aligned)
+        return torchvision.ops.roi_align(maps, boxes, size, spatial_scale, samples, aligned)
+
+    pooled = _in_float32(pool, features, rois)
     return F.max_pool2d(pooled, ratio) if pool_mode == "max" else pooled
 
 

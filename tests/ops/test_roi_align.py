@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torchvision
 
 from detkit.ops import RoIAlign, RoIPool, roi_align, roi_pool
+from detkit.ops.roi_align_cpu import align_rows, fits
 
 
 def ramp(height=8, width=8):
@@ -69,6 +71,40 @@ def test_layers_take_nothing_and_give_gradients(layer):
     assert layer(maps, torch.zeros(0, 5)).shape == (0, 4, *layer.output_size)
     layer(maps, torch.tensor([[0, 0, 0, 8, 8], [1, 2, 2, 9, 9.0]])).sum().backward()
     assert maps.grad.abs().sum() > 0
+
+
+def regions(count=60):
+    """Of all sizes, over the border, without area and inside out."""
+    generator = torch.Generator().manual_seed(3)
+    corner = torch.rand(count, 2, generator=generator) * 100 - 20
+    size = torch.rand(count, 2, generator=generator) ** 3 * 120
+    size[:2], size[2] = 0, -5
+    image = torch.randint(0, 2, (count, 1), generator=generator).float()
+    return torch.cat([image, corner, corner + size], dim=1)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [0, 1, 2, 3])
+@pytest.mark.parametrize("size", [(2, 3), (7, 7)])
+def test_sums_of_rows_are_torchvisions(size, ratio, aligned):
+    torch.manual_seed(0)
+    results = []
+    for pool in (align_rows, lambda *args: torchvision.ops.roi_align(*args[:4], args[4] or -1, args[5])):
+        maps = torch.rand(2, 3, 20, 30, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        out = pool(maps, regions(), size, 0.25, ratio, aligned)
+        grad = torch.autograd.grad((out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum(), maps)[0]
+        results.append((out.detach(), grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
+
+
+def test_too_many_terms_go_to_torchvision(monkeypatch):
+    maps, box = torch.rand(1, 2, 400, 400), torch.tensor([[0.0, 0, 0, 400, 400]])
+    assert fits(box, (2, 2), 1.0, 0, True)
+    expected = roi_align(maps, box, 2)
+    monkeypatch.setattr("detkit.ops.roi_align_cpu.MOST_TERMS", 1000)
+    assert not fits(box, (2, 2), 1.0, 0, True)
+    assert fits(box, (2, 2), 1.0, 2, True)
+    torch.testing.assert_close(roi_align(maps, box, 2), expected)
 
 
 def test_wrong_arguments():
