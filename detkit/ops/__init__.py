@@ -7,6 +7,7 @@ from detkit.ops.nms import NMS_KINDS, NMSCfg, batched_nms, nms
 from detkit.ops.nms_match import nms_heads, nms_match
 from detkit.ops.roi_align import RoIAlign, RoIPool, roi_align, roi_pool
 from detkit.ops.soft_nms import soft_nms
+from detkit.ops.switchable_conv import SAConv2d
 
 __all__ = [
     "NMS_KINDS",
@@ -15,6 +16,7 @@ __all__ = [
     "NMSCfg",
     "RoIAlign",
     "RoIPool",
+    "SAConv2d",
     "batched_nms",
     "deform_conv2d",
     "fast_nms",

@@ -3,6 +3,7 @@
 from detkit.models.backbones.csp_darknet import CSPDarknet
 from detkit.models.backbones.cspnext import CSPNeXt
 from detkit.models.backbones.darknet import Darknet
+from detkit.models.backbones.detectors_resnet import DetectoRSResNet
 from detkit.models.backbones.hrnet import HRNet
 from detkit.models.backbones.mobilenet_v2 import MobileNetV2
 from detkit.models.backbones.pvt import PyramidVisionTransformer, PyramidVisionTransformerV2
@@ -21,6 +22,7 @@ __all__ = [
     "CSPDarknet",
     "CSPNeXt",
     "Darknet",
+    "DetectoRSResNet",
     "HRNet",
     "MobileNetV2",
     "PyramidVisionTransformer",

@@ -183,6 +183,10 @@ class Bottleneck(ResidualBlock):
         return getattr(self, self.norm3_name)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.summed(x))
+
+    def summed(self, x: Tensor) -> Tensor:
+        """What the last activation gets: the convolutions' output and the shortcut."""
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(conv_norm(self.conv1, getattr(self, self.norm1_name), x))
         out = self._plugged("after_conv1", out)
@@ -191,8 +195,8 @@ class Bottleneck(ResidualBlock):
         out = conv_norm(self.conv3, self.last_norm, out)
         if self.plugin_names["after_conv3"]:
             # A plugin may need what it returned for its gradient.
-            return self.relu(self._plugged("after_conv3", out) + shortcut)
-        return self.relu(out.add_(shortcut))
+            return self._plugged("after_conv3", out) + shortcut
+        return out.add_(shortcut)
 
 
 def conv3x3(

@@ -11,6 +11,7 @@ from detkit.models.necks.fpn import FPN
 from detkit.models.necks.hrfpn import HRFPN
 from detkit.models.necks.nas_fpn import NASFPN
 from detkit.models.necks.pafpn import PAFPN
+from detkit.models.necks.rfp import RFP
 from detkit.models.necks.ssd_neck import SSDNeck
 from detkit.models.necks.yolo_neck import YOLOV3Neck
 from detkit.models.necks.yolox_pafpn import YOLOXPAFPN
@@ -22,6 +23,7 @@ __all__ = [
     "HRFPN",
     "NASFPN",
     "PAFPN",
+    "RFP",
     "YOLOXPAFPN",
     "CSPNeXtPAFPN",
     "CTResNetNeck",
