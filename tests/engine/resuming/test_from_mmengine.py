@@ -46,6 +46,8 @@ def test_a_run_of_epochs_goes_on(tmp_path, kind):
             torch.testing.assert_close(two[part][name], value, rtol=1e-5, atol=1e-6, msg=f"{part} {name}")
     rates = [{round(group["lr"], 9) for group in end["optimizer"]["param_groups"]} for end in (one, two)]
     assert rates[0] == rates[1]
+    if kind == "rules":  # the rate that is logged
+        assert len({round(end["optimizer"]["base_param_settings"]["lr"], 9) for end in (one, two)}) == 1
 
 
 def test_a_run_of_iterations_goes_on(tmp_path):
