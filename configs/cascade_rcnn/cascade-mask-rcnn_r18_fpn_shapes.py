@@ -4,6 +4,8 @@ python tools/train.py configs/cascade_rcnn/cascade-mask-rcnn_r18_fpn_shapes.py
 """
 
 _base_ = ["../_base_/datasets/shapes_instance.py", "../_base_/schedules/schedule_shapes.py"]
+# Three stages take their time: fewer epochs, of fewer regions, than where there is one.
+max_epochs = 20
 # Anchors have the sides 3 strides: here 12, 24 and 48 pixels. For larger objects add strides (32, 64).
 strides = [4, 8, 16]
 
@@ -74,7 +76,7 @@ model = dict(
         ],
         mask_roi_extractor=dict(
             type="SingleRoIExtractor",
-            roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=2),
+            roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=2),
             out_channels=64,
             featmap_strides=strides,
             finest_scale=14,
@@ -115,7 +117,7 @@ model = dict(
                     ignore_iof_thr=-1,
                 ),
                 sampler=dict(type="RandomSampler", num=32, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True),
-                mask_size=28,
+                mask_size=14,
                 pos_weight=-1,
                 debug=False,
             )
