@@ -146,7 +146,7 @@ def strengthen(theirs: nn.Module, bias: float) -> None:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     randomised(theirs.head)
-    levels = list(theirs.backbone(torch.rand(1, 3, *SIZE)).values())
+    levels = list(theirs.backbone(theirs.transform([image() / 255])[0].tensors).values())
     for tower, layer, spread in ((scores.conv, scores.cls_logits, 1.5), (boxes.conv, boxes.bbox_reg, 0.3)):
         layer.weight.normal_()
         layer.weight *= spread / torch.cat([layer(tower(level)).flatten() for level in levels]).std()
@@ -175,7 +175,7 @@ def test_two_stages(trunk, kind):
     if kind == "mask":
         theirs.roi_heads.mask_head = MaskRCNNHeads(CHANNELS, (CHANNELS,) * 4, 1)
         theirs.roi_heads.mask_predictor = MaskRCNNPredictor(CHANNELS, CHANNELS, 91)
-    levels = list(theirs.backbone(torch.rand(1, 3, *SIZE)).values())
+    levels = list(theirs.backbone(theirs.transform([image() / 255])[0].tensors).values())
     head = randomised(theirs.rpn.head)
     nn.init.kaiming_normal_(head.conv[0][0].weight, nonlinearity="relu")
     for layer, spread in ((head.cls_logits, 1.0), (head.bbox_pred, 0.2)):
@@ -219,7 +219,8 @@ def assert_same_masks(model, theirs):
     rgb = image()
     boxes = theirs([rgb / 255])[0]["boxes"]
     batch = model.data_preprocessor({"inputs": [rgb.flip(0)], "data_samples": None})["inputs"]
-    found = model.roi_head._mask_forward(model.extract_feat(batch), nn.functional.pad(boxes, (1, 0)))
+    head = model.roi_head
+    found = head.mask_head(head.mask_roi_extractor(model.extract_feat(batch)[:4], nn.functional.pad(boxes, (1, 0))))
     used = [row for row in range(91) if row not in UNUSED]
     assert found.std() > 1e-3
     torch.testing.assert_close(found, seen["masks"][:, used], rtol=1e-3, atol=1e-4)
