@@ -13,7 +13,7 @@ from detkit.losses.reduction import weight_reduce_loss
 from detkit.structures.boxes import bbox_overlaps
 from detkit.structures.precision import full_precision
 
-__all__ = ["carl_loss", "iou_hierarchical_local_rank", "isr_p"]
+__all__ = ["carl_loss", "iou_hierarchical_local_rank", "isr_p", "per_sample", "prime_weights"]
 
 Targets = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -106,18 +106,46 @@ def isr_p(
     ious = bbox_overlaps(
         bbox_coder.decode(pos_rois, pos_pred), bbox_coder.decode(pos_rois, offsets[index]), is_aligned=True
     )
-    rank = iou_hierarchical_local_rank(ious, _distinct_objects(sampling_results), pos_labels)
-    loss = _per_sample(loss_cls(cls_score, pos_labels, reduction_override="none"))
-    new = _importance(rank, label_weights[index].to(ious.dtype), loss, k, bias)
+    objects, old = _distinct_objects(sampling_results), label_weights[index].to(ious.dtype)
+    loss = per_sample(loss_cls(cls_score, pos_labels, reduction_override="none"))
+    new = prime_weights(ious, objects, pos_labels, torch.ones_like(positive[index]), old, loss, k, bias)
     return labels, label_weights.scatter(0, index, new.to(label_weights.dtype)), offsets, offset_weights
 
 
-def _importance(rank: Tensor, old: Tensor, loss: Tensor, k: float, bias: float) -> Tensor:
-    """Weights (P,) by rank, eq. 2 and 3, with which ``loss`` stays in sum what it was with the ``old`` ones, eq. 4."""
-    num_max = rank.max() + 1  # samples of the largest class
-    new = (bias + (1 - bias) * old * (num_max - rank) / num_max).pow(k)
+@torch.no_grad()
+def prime_weights(
+    ious: Tensor,
+    gt_index: Tensor,
+    labels: Tensor,
+    positive: Tensor,
+    old: Tensor,
+    loss: Tensor,
+    k: float = 2,
+    bias: float = 0,
+) -> Tensor:
+    """Label weights of positives by their importance, eq. 2 and 3; in sum their loss stays what it was, eq. 4.
+
+    Args:
+        ious: (R,) IoU of each prediction with its object; anything where there is none.
+        gt_index: (R,) int64 the object, distinct for every object of the batch.
+        labels: (R,) int64 the class.
+        positive: (R,) bool.
+        old: (R,) their label weights so far.
+        loss: (R,) their classification losses, without weights.
+        k: Exponent of the weight.
+        bias: Weight of the least important before the exponent.
+
+    Returns:
+        (R,), the old ones where not positive.
+    """
+    # What is not positive is ranked too, as of a class and an object of its own.
+    labels, gt_index = torch.where(positive, labels, -1), torch.where(positive, gt_index, -1)
+    rank = torch.where(positive, iou_hierarchical_local_rank(ious, gt_index, labels), -1)
+    num_max = (rank.max() + 1).clamp(min=1) if len(rank) > 0 else 1  # samples of the largest class
+    new = torch.where(positive, bias + (1 - bias) * old * (num_max - rank) / num_max, 0.0).pow(k) * positive
     total = (loss * new).sum()
-    return new * torch.where(total > 0, (loss * old).sum() / total, 1)
+    new = new * torch.where(total > 0, (loss * old * positive).sum() / total, 1.0)
+    return torch.where(positive, new, old)
 
 
 def _distinct_objects(sampling_results: Sequence[_Sampled]) -> Tensor:
@@ -136,7 +164,8 @@ def _of_class(bbox_pred: Tensor, labels: Tensor) -> Tensor:
     return bbox_pred.unflatten(-1, (-1, 4)).gather(1, labels.view(-1, 1, 1).expand(-1, 1, 4)).squeeze(1)
 
 
-def _per_sample(loss: Tensor) -> Tensor:
+def per_sample(loss: Tensor) -> Tensor:
+    """Loss (R,) of samples, of one value each or of several (R, D)."""
     return loss.sum(dim=1) if loss.dim() > 1 else loss
 
 
@@ -180,6 +209,6 @@ def carl_loss(
     weight = weight * positive.sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
     target = torch.where(positive.unsqueeze(1), bbox_targets, 0)
     pred = torch.where(positive.unsqueeze(1), _of_class(bbox_pred, own), target)
-    loss = _per_sample(loss_bbox(pred, target, reduction_override="none"))
+    loss = per_sample(loss_bbox(pred, target, reduction_override="none"))
     avg_factor = len(labels) if avg_factor is None else avg_factor
     return {"loss_carl": weight_reduce_loss(loss, weight, "mean", avg_factor).reshape(1)}

@@ -6,6 +6,7 @@ What a method reads back from the device is named in ``WAITS``.
 from __future__ import annotations
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -147,6 +148,15 @@ def expect_detections(model):
             assert found.masks.shape == (len(found), height, width)
 
 
+@pytest.fixture
+def groups_of_one(monkeypatch):
+    """Suppression by which PISA's sampler groups predictions: as torchvision's it is let off, and keeps all."""
+    monkeypatch.setattr(
+        sys.modules["detkit.ops.nms_match"], "_unsuppressed", lambda beats: torch.ones_like(beats[:, 0])
+    )
+
+
+@pytest.mark.usefixtures("groups_of_one")
 @pytest.mark.parametrize("kind", ["some", "none"])
 @parametrized(SLIM)
 def test_a_step_waits_for_the_device_as_often_as_is_said(path, kind, model):
@@ -158,6 +168,7 @@ def test_a_step_waits_for_the_device_as_often_as_is_said(path, kind, model):
     assert len(waits.found) + brought(reads) == expected, (waits.found, reads.counts)
 
 
+@pytest.mark.usefixtures("groups_of_one")
 @parametrized([path for path in SLIM if name_of(path) not in WAITS])
 def test_a_step_needs_no_value(path, model, monkeypatch):
     """On the meta device there are none to look at; suppression, whose result has no fixed length, keeps all."""

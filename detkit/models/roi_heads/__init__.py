@@ -14,6 +14,7 @@ from detkit.models.roi_heads.dynamic_roi_head import DynamicRoIHead
 from detkit.models.roi_heads.htc_roi_head import HybridTaskCascadeRoIHead
 from detkit.models.roi_heads.mask_heads import FCNMaskHead, FusedSemanticHead, HTCMaskHead, MaskIoUHead
 from detkit.models.roi_heads.mask_scoring_roi_head import MaskScoringRoIHead
+from detkit.models.roi_heads.pisa_roi_head import PISARoIHead
 from detkit.models.roi_heads.roi_extractors import GenericRoIExtractor, SingleRoIExtractor
 from detkit.models.roi_heads.shared_heads import ResLayer
 from detkit.models.roi_heads.standard_roi_head import StandardRoIHead
@@ -33,6 +34,7 @@ __all__ = [
     "HybridTaskCascadeRoIHead",
     "MaskIoUHead",
     "MaskScoringRoIHead",
+    "PISARoIHead",
     "ResLayer",
     "SABLHead",
     "Shared2FCBBoxHead",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detkit.task_modules.samplers.pool import Pool
 
-__all__ = ["RUNS_ROI_HEAD", "RoIOutputs", "bbox_head_of", "roi_outputs"]
+__all__ = ["RUNS_ROI_HEAD", "RoIOutputs", "bbox_head_of", "roi_outputs", "statistics_kept"]
 
 
 # What a sampler is only for that needs the RoI head.
@@ -50,7 +50,7 @@ def bbox_head_of(context: Any, name: str) -> Any:
 
 
 @contextmanager
-def _statistics_kept(head: Any) -> Iterator[None]:
+def statistics_kept(head: Any) -> Iterator[None]:
     """What the layers and losses of a head count of what they see inside is forgotten: it is not yet learnt."""
     kept = [(buffer, buffer.clone()) for buffer in head.buffers()] if isinstance(head, nn.Module) else []
     try:
@@ -80,7 +80,7 @@ def roi_outputs(context: Any, bbox_head: Any, pool: Pool, loss_key: str, name: s
     image = torch.arange(batch_size, device=pool.priors.device, dtype=pool.priors.dtype)
     rois = torch.cat([image.repeat_interleave(count).unsqueeze(1), pool.priors.flatten(0, 1)], dim=1)
     stage = (context.current_stage,) if hasattr(context, "num_stages") else ()
-    with _statistics_kept(bbox_head):
+    with statistics_kept(bbox_head):
         outputs = context._bbox_forward(*stage, pool.inputs.get("feats"), rois)
         logits = outputs["cls_score"]
         losses = bbox_head.loss(
