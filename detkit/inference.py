@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from numpy.typing import NDArray
@@ -87,7 +88,7 @@ class DetInferencer:
         self,
         checkpoint: Path_,
         device: str | None = None,
-        config: Path_ | Mapping[str, Any] | None = None,
+        config: Path_ | Mapping[str, Any] | Config | None = None,
         classes: Sequence[str] | None = None,
         score_thr: float = 0.3,
     ) -> None:
@@ -217,7 +218,7 @@ class _Pictures:
 
 
 def _config_of(content: Mapping[str, Any], config: Any, checkpoint: Path_) -> Mapping[str, Any]:
-    if isinstance(config, Mapping):
+    if isinstance(config, (Mapping, Config)):
         return config
     if config is not None:
         return configs.load(os.fspath(config))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from torch import nn
 from torchvision.models import resnet
 from torchvision.models.detection import (
@@ -30,9 +31,10 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from detkit.checkpoints import class_names, load_weights, save_checkpoint_file, schemes
+from detkit.checkpoints import class_names, load_weights, open_checkpoint, save_checkpoint_file, schemes
 from detkit.checkpoints.torchvision_names import from_torchvision
 from detkit.config import load
+from detkit.inference import DetInferencer
 from detkit.registry import MODELS
 from detkit.structures import DetDataSample
 
@@ -73,11 +75,14 @@ def pyramid(trunk, levels=(2, 3, 4), eps=0.0) -> BackboneWithFPN:
 
 def slim(name: str, **options) -> nn.Module:
     """The model of a shipped config with ResNet-18 and few channels."""
+    return MODELS.build(slim_config(name, **options).model).eval()
+
+
+def slim_config(name: str, **options) -> Config:
     head = "model.rpn_head" if "rcnn" in name else "model.bbox_head"
     heads = {f"{head}.in_channels": CHANNELS, f"{head}.feat_channels": CHANNELS}
     trunk = {"model.backbone.depth": 18, "model.neck.in_channels": [64, 128, 256, 512]}
-    cfg = load(CONFIGS / name, {**trunk, **heads, "model.neck.out_channels": CHANNELS, **options})
-    return MODELS.build(cfg.model).eval()
+    return load(CONFIGS / name, {**trunk, **heads, "model.neck.out_channels": CHANNELS, **options})
 
 
 def image() -> torch.Tensor:
@@ -123,6 +128,11 @@ def test_retinanet(trunk, tmp_path):
     report = load_weights(model, tmp_path / "x.pth", strict=True)
     assert report.origin == "torchvision"
     assert_same_detections(model, theirs, 0.05)
+    cfg = slim_config("retinanet/retinanet_r50_fpn_torchvision.py")
+    cfg.test_dataloader.dataset.pipeline[1].scale = SIZE[::-1]
+    found = DetInferencer(tmp_path / "x.pth", "cpu", cfg, score_thr=0.05)(image().flip(0).permute(1, 2, 0).numpy())[0]
+    assert len(found) > 10
+    assert set(found.names) <= set(class_names(open_checkpoint(tmp_path / "x.pth")))
     # What torchvision publishes has the names of 2020.
     state = theirs.state_dict()
     old = {re.sub(r"(_blocks\.\d)\.0\.", r"\1.", old_tower(key)): value for key, value in state.items()}
