@@ -1,0 +1,9 @@
+"""Mask R-CNN with Seesaw loss, ResNet-50 FPN, 24 epochs on LVIS v1, masks by a normed layer. https://arxiv.org/abs/2008.10032
+
+    python tools/train.py configs/seesaw_loss/mask-rcnn_r50_fpn_seesaw-loss-normed-mask_random-ms-2x_lvis-v1.py
+
+8 GPUs x 2 images. Not trained here yet; that with ResNet-101 has MMDetection's state dict (tests/configs).
+"""
+
+_base_ = "mask-rcnn_r50_fpn_seesaw-loss_random-ms-2x_lvis-v1.py"
+model = dict(roi_head=dict(mask_head=dict(predictor_cfg=dict(type="NormedConv2d", tempearture=20))))
