@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from detkit.ops.roi_align_cpu import align_rows, fits
 from detkit.registry import MODELS
 
-__all__ = ["RoIAlign", "RoIPool", "roi_align", "roi_pool"]
+__all__ = ["RoIAlign", "RoIPool", "SimpleRoIAlign", "roi_align", "roi_pool"]
 
 Size = int | tuple[int, int]
 POOL_MODES = ("avg", "max")
@@ -130,6 +131,36 @@ class RoIPool(nn.Module):
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
         """(R, C, rows, columns) of features (N, C, H, W) and RoIs (R, 5)."""
         return roi_pool(features, rois, self.output_size, self.spatial_scale)
+
+
+@MODELS.register_module()
+class SimpleRoIAlign(nn.Module):
+    """One bilinear sample at the centre of each cell (PointRend, https://arxiv.org/abs/1912.08193, appendix A).
+
+    It differs from :class:`RoIAlign` with one sample in what lies beyond the features: zeros, which come in gradually.
+
+    Args:
+        output_size: Cells, (rows, columns), or a number for both.
+        spatial_scale: Pixels of the features per unit of the boxes; a RoI extractor sets it.
+        aligned: Shift by half a pixel, so that a pixel's value stands at its centre; the only way.
+
+    Raises:
+        ValueError: ``aligned`` is False.
+    """
+
+    def __init__(self, output_size: Size, spatial_scale: float = 1.0, aligned: bool = True) -> None:
+        super().__init__()
+        if not aligned:
+            raise ValueError("SimpleRoIAlign: aligned must be True, got False")
+        self.output_size = _pair(output_size)
+        self.spatial_scale = spatial_scale
+
+    def forward(self, features: Tensor, rois: Tensor) -> Tensor:
+        """(R, C, rows, columns) of features (N, C, H, W) and RoIs (R, 5)."""
+        # RoIAlign repeats the border where it has no pixel beyond it: here there is one, of zeros.
+        boxes = rois[:, 1:] + 1 / self.spatial_scale
+        padded = F.pad(features, (1, 1, 1, 1))
+        return roi_align(padded, torch.cat([rois[:, :1], boxes], dim=1), self.output_size, self.spatial_scale, 1)
 
 
 def _pair(size: Size) -> tuple[int, int]:

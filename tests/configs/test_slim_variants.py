@@ -30,6 +30,7 @@ WAITS: dict[str, tuple[int, str]] = {
     "mask_rcnn/mask-rcnn_r18_fpn_shapes.py": (1, "which regions are positive"),
     "double_heads/dh-faster-rcnn_r18_fpn_shapes.py": (1, "which regions are no padding, for batch norms"),
     "ms_rcnn/ms-rcnn_r18_fpn_shapes.py": (1, "which regions are positive"),
+    "point_rend/point-rend_r18_fpn_shapes.py": (1, "which regions are positive"),
 }
 STEPS = 3
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 
-from detkit.ops import RoIAlign, RoIPool, roi_align, roi_pool
+from detkit.ops import RoIAlign, RoIPool, SimpleRoIAlign, point_sample, roi_align, roi_pool
 from detkit.ops.roi_align_cpu import align_rows, fits
 
 
@@ -112,3 +112,18 @@ def test_wrong_arguments():
         RoIAlign(7, pool_mode="mean")
     with pytest.raises(ValueError, match="'max' needs a sampling_ratio"):
         RoIAlign(7, pool_mode="max")
+
+
+def test_simple_roi_align_samples_the_centre_of_each_cell():
+    maps = torch.rand(2, 3, 9, 7, generator=torch.Generator().manual_seed(0))
+    # The last hangs over the maps on all sides.
+    boxes = torch.tensor([[1.0, 4, 6, 20, 30], [0, 0, 0, 28, 36], [1, -9, -9, 40, 50]])
+    got = SimpleRoIAlign((2, 3), spatial_scale=0.25)(maps, boxes)
+    x, y = torch.meshgrid((torch.arange(3) + 0.5) / 3, (torch.arange(2) + 0.5) / 2, indexing="xy")
+    cells = torch.stack([x, y], dim=2).view(1, 6, 2)
+    pixels = cells * (boxes[:, None, 3:] - boxes[:, None, 1:3]) + boxes[:, None, 1:3]
+    for one, box, at in zip(got, boxes, pixels, strict=True):
+        expected = point_sample(maps[int(box[0])][None], (at / torch.tensor([28.0, 36.0]))[None])
+        torch.testing.assert_close(one.flatten(1), expected[0])
+    with pytest.raises(ValueError, match="aligned must be True"):
+        SimpleRoIAlign(2, aligned=False)

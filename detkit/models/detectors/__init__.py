@@ -14,6 +14,7 @@ from detkit.models.detectors.kd_one_stage import KnowledgeDistillationSingleStag
 from detkit.models.detectors.mask_rcnn import MaskRCNN
 from detkit.models.detectors.mask_scoring_rcnn import MaskScoringRCNN
 from detkit.models.detectors.paa import PAA
+from detkit.models.detectors.point_rend import PointRend
 from detkit.models.detectors.reppoints_detector import RepPointsDetector
 from detkit.models.detectors.retinanet import RetinaNet
 from detkit.models.detectors.rpn import RPN
@@ -47,6 +48,7 @@ __all__ = [
     "KnowledgeDistillationSingleStageDetector",
     "MaskRCNN",
     "MaskScoringRCNN",
+    "PointRend",
     "RTMDet",
     "RepPointsDetector",
     "RetinaNet",

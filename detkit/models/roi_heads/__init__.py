@@ -12,9 +12,17 @@ from detkit.models.roi_heads.cascade_roi_head import CascadeRoIHead
 from detkit.models.roi_heads.double_roi_head import DoubleHeadRoIHead
 from detkit.models.roi_heads.dynamic_roi_head import DynamicRoIHead
 from detkit.models.roi_heads.htc_roi_head import HybridTaskCascadeRoIHead
-from detkit.models.roi_heads.mask_heads import FCNMaskHead, FusedSemanticHead, HTCMaskHead, MaskIoUHead
+from detkit.models.roi_heads.mask_heads import (
+    CoarseMaskHead,
+    FCNMaskHead,
+    FusedSemanticHead,
+    HTCMaskHead,
+    MaskIoUHead,
+    MaskPointHead,
+)
 from detkit.models.roi_heads.mask_scoring_roi_head import MaskScoringRoIHead
 from detkit.models.roi_heads.pisa_roi_head import PISARoIHead
+from detkit.models.roi_heads.point_rend_roi_head import PointRendRoIHead
 from detkit.models.roi_heads.roi_extractors import GenericRoIExtractor, SingleRoIExtractor
 from detkit.models.roi_heads.shared_heads import ResLayer
 from detkit.models.roi_heads.standard_roi_head import StandardRoIHead
@@ -23,6 +31,7 @@ from detkit.models.roi_heads.trident_roi_head import TridentRoIHead
 __all__ = [
     "BBoxHead",
     "CascadeRoIHead",
+    "CoarseMaskHead",
     "ConvFCBBoxHead",
     "DoubleConvFCBBoxHead",
     "DoubleHeadRoIHead",
@@ -33,8 +42,10 @@ __all__ = [
     "HTCMaskHead",
     "HybridTaskCascadeRoIHead",
     "MaskIoUHead",
+    "MaskPointHead",
     "MaskScoringRoIHead",
     "PISARoIHead",
+    "PointRendRoIHead",
     "ResLayer",
     "SABLHead",
     "Shared2FCBBoxHead",

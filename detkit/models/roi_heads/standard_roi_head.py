@@ -63,7 +63,7 @@ class StandardRoIHead(BaseModule):
     """
 
     train_cfg_keys: tuple[str, ...] = ROI_TRAIN_CFG_KEYS
-    test_cfg_keys = ROI_TEST_CFG_KEYS
+    test_cfg_keys: tuple[str, ...] = ROI_TEST_CFG_KEYS
 
     def __init__(
         self,

@@ -1,8 +1,10 @@
 """Mask heads: where in a region its object is."""
 
+from detkit.models.roi_heads.mask_heads.coarse_mask_head import CoarseMaskHead
 from detkit.models.roi_heads.mask_heads.fcn_mask_head import FCNMaskHead
 from detkit.models.roi_heads.mask_heads.fused_semantic_head import FusedSemanticHead
 from detkit.models.roi_heads.mask_heads.htc_mask_head import HTCMaskHead
+from detkit.models.roi_heads.mask_heads.mask_point_head import MaskPointHead
 from detkit.models.roi_heads.mask_heads.maskiou_head import MaskIoUHead
 
-__all__ = ["FCNMaskHead", "FusedSemanticHead", "HTCMaskHead", "MaskIoUHead"]
+__all__ = ["CoarseMaskHead", "FCNMaskHead", "FusedSemanticHead", "HTCMaskHead", "MaskIoUHead", "MaskPointHead"]
