@@ -126,6 +126,7 @@ MESSAGES = {
 
 # Files cut off: test_wrong_input.py.
 CASES = [(tool, fault) for fault in MESSAGES for tool in ("train", "test", "infer")] + [("resume", "architecture")]
+CASES.remove(("train", "tensor"))  # read as one with code is
 
 
 @pytest.mark.parametrize(("tool", "fault"), CASES)
