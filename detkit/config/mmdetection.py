@@ -211,11 +211,14 @@ def _like_a_key(name: str) -> bool:
 
 
 def _stands_in(value: Any, document: Any) -> bool:
-    """Whether a value of no content, or one that occurs in ``document``: as a whole, or a text inside a text."""
+    """Whether a value of no content, or one that occurs in ``document``: as a whole, a list of sizes one by one, or a
+    text inside a text.
+    """
     if value is None or (isinstance(value, (Mapping, list, tuple, str)) and not value) or value == document:
         return True
-    if isinstance(document, Mapping):
-        return any(_stands_in(value, item) for item in document.values())
-    if isinstance(document, (list, tuple)):
-        return any(_stands_in(value, item) for item in document)
+    below = document.values() if isinstance(document, Mapping) else document
+    if isinstance(document, (Mapping, list, tuple)) and any(_stands_in(value, item) for item in below):
+        return True
+    if isinstance(value, list) and all(isinstance(item, (list, tuple)) for item in value):
+        return all(_stands_in(item, document) for item in value)
     return isinstance(value, str) and isinstance(document, str) and value in document

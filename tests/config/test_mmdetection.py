@@ -138,7 +138,9 @@ def test_a_config_of_mmdetection_loads_and_builds(write, caplog):
 
 def test_the_text_that_mmdetection_saves_loads_too(write):
     """Resolved, in one file: nothing reads the variables any more, and a checkpoint holds it as a text."""
-    path = write()
+    path = write(
+        "scales = [(320, 320), (0.5, 1.0)]\ntta_pipeline = [dict(type='RandomResize', scale=s) for s in scales]\n"
+    )
     flat = path.with_name("flat.py")
     Config.fromfile(str(path), import_custom_modules=False).dump(str(flat))
     assert "data_root = 'data/mine/'" in flat.read_text()
@@ -146,8 +148,12 @@ def test_the_text_that_mmdetection_saves_loads_too(write):
     assert {**load(flat)} == {**loads(expected)}
     assert {**loads(flat.read_text())} == {**loads(expected)}
     # a value that somebody changes there would be ignored
-    flat.write_text(flat.read_text().replace("\ndata_root = 'data/mine/'", "\ndata_root = 'data/other/'"))
+    text = flat.read_text()
+    flat.write_text(text.replace("\ndata_root = 'data/mine/'", "\ndata_root = 'data/other/'"))
     with pytest.raises(KeyError, match=r"unknown key 'data_root' in .*flat\.py.*Nothing in the config reads"):
+        load(flat)
+    flat.write_text(text + "train_pipeline = [dict(type='PackDetInputs')]\n")  # a step of the data set's
+    with pytest.raises(KeyError, match="unknown key 'train_pipeline'"):
         load(flat)
 
 
