@@ -52,7 +52,7 @@ def roi_align(
 
     def pool(maps: Tensor, boxes: Tensor) -> Tensor:
         size = (rows, columns)
-        if maps.device.type == "cpu" and fits(boxes, size, spatial_scale, max(samples, 0), aligned):
+        if maps.device.type == "cpu" and fits(boxes, size, spatial_scale, max(samples, 0), aligned, maps.shape[1]):
             return align_rows(maps, boxes, size, spatial_scale, max(samples, 0), aligned)
         return torchvision.ops.roi_align(maps, boxes, size, spatial_scale, samples, aligned)
 

@@ -15,10 +15,16 @@ __all__ = ["align_rows", "fits"]
 
 # Terms of a call, 12 bytes each and as much again in the backward pass; with more, torchvision's kernel is called.
 MOST_TERMS = 2**24
+# To write the terms down takes as long as the kernel of torchvision does for twenty channels; masks have one.
+LEAST_CHANNELS = 24
 
 
-def fits(rois: Tensor, size: tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool) -> bool:
-    """Whether the sums have few enough terms to be written down."""
+def fits(
+    rois: Tensor, size: tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool, channels: int
+) -> bool:
+    """Whether the sums have few enough terms to be written down, and enough channels that this pays."""
+    if channels < LEAST_CHANNELS:
+        return False
     if sampling_ratio > 0:
         terms = len(rois) * (2 * sampling_ratio) ** 2
     else:

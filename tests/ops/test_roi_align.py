@@ -97,13 +97,14 @@ def test_sums_of_rows_are_torchvisions(size, ratio, aligned):
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
 
 
-def test_too_many_terms_go_to_torchvision(monkeypatch):
-    maps, box = torch.rand(1, 2, 400, 400), torch.tensor([[0.0, 0, 0, 400, 400]])
-    assert fits(box, (2, 2), 1.0, 0, True)
+def test_too_many_terms_or_too_few_channels_go_to_torchvision(monkeypatch):
+    maps, box = torch.rand(1, 32, 400, 400), torch.tensor([[0.0, 0, 0, 400, 400]])
+    assert fits(box, (2, 2), 1.0, 0, True, 32)
+    assert not fits(box, (2, 2), 1.0, 0, True, 1)
     expected = roi_align(maps, box, 2)
     monkeypatch.setattr("detkit.ops.roi_align_cpu.MOST_TERMS", 1000)
-    assert not fits(box, (2, 2), 1.0, 0, True)
-    assert fits(box, (2, 2), 1.0, 2, True)
+    assert not fits(box, (2, 2), 1.0, 0, True, 32)
+    assert fits(box, (2, 2), 1.0, 2, True, 32)
     torch.testing.assert_close(roi_align(maps, box, 2), expected)
 
 
