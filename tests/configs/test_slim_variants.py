@@ -27,6 +27,7 @@ SLIM = [path for path in SHIPPED if path.stem.endswith("_shapes")]
 WAITS: dict[str, tuple[int, str]] = {
     "cascade_rcnn/cascade-mask-rcnn_r18_fpn_shapes.py": (1, "which regions are positive"),
     "htc/htc_r18_fpn_shapes.py": (1, "which regions are positive"),
+    "scnet/scnet_r18_fpn_shapes.py": (1, "which regions are positive"),
     "mask_rcnn/mask-rcnn_r18_fpn_shapes.py": (1, "which regions are positive"),
     "double_heads/dh-faster-rcnn_r18_fpn_shapes.py": (1, "which regions are no padding, for batch norms"),
     "ms_rcnn/ms-rcnn_r18_fpn_shapes.py": (1, "which regions are positive"),

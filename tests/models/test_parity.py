@@ -68,6 +68,7 @@ ROI_PARTS = [
     "DynamicRoIHead",
     "FCNMaskHead",
     "HybridTaskCascadeRoIHead",
+    "SCNetRoIHead",
     "GenericRoIExtractor",
     "Shared2FCBBoxHead",
     "Shared4Conv1FCBBoxHead",

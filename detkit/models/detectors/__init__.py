@@ -19,6 +19,7 @@ from detkit.models.detectors.reppoints_detector import RepPointsDetector
 from detkit.models.detectors.retinanet import RetinaNet
 from detkit.models.detectors.rpn import RPN
 from detkit.models.detectors.rtmdet import RTMDet
+from detkit.models.detectors.scnet import SCNet
 from detkit.models.detectors.single_stage import SingleStageDetector
 from detkit.models.detectors.tood import TOOD
 from detkit.models.detectors.trident_faster_rcnn import TridentFasterRCNN
@@ -52,6 +53,7 @@ __all__ = [
     "RTMDet",
     "RepPointsDetector",
     "RetinaNet",
+    "SCNet",
     "SingleStageDetector",
     "TridentFasterRCNN",
     "TwoStageDetector",

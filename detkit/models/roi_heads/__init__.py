@@ -5,6 +5,7 @@ from detkit.models.roi_heads.bbox_heads import (
     ConvFCBBoxHead,
     DoubleConvFCBBoxHead,
     SABLHead,
+    SCNetBBoxHead,
     Shared2FCBBoxHead,
     Shared4Conv1FCBBoxHead,
 )
@@ -15,15 +16,20 @@ from detkit.models.roi_heads.htc_roi_head import HybridTaskCascadeRoIHead
 from detkit.models.roi_heads.mask_heads import (
     CoarseMaskHead,
     FCNMaskHead,
+    FeatureRelayHead,
     FusedSemanticHead,
+    GlobalContextHead,
     HTCMaskHead,
     MaskIoUHead,
     MaskPointHead,
+    SCNetMaskHead,
+    SCNetSemanticHead,
 )
 from detkit.models.roi_heads.mask_scoring_roi_head import MaskScoringRoIHead
 from detkit.models.roi_heads.pisa_roi_head import PISARoIHead
 from detkit.models.roi_heads.point_rend_roi_head import PointRendRoIHead
 from detkit.models.roi_heads.roi_extractors import GenericRoIExtractor, SingleRoIExtractor
+from detkit.models.roi_heads.scnet_roi_head import SCNetRoIHead
 from detkit.models.roi_heads.shared_heads import ResLayer
 from detkit.models.roi_heads.standard_roi_head import StandardRoIHead
 from detkit.models.roi_heads.trident_roi_head import TridentRoIHead
@@ -37,8 +43,10 @@ __all__ = [
     "DoubleHeadRoIHead",
     "DynamicRoIHead",
     "FCNMaskHead",
+    "FeatureRelayHead",
     "FusedSemanticHead",
     "GenericRoIExtractor",
+    "GlobalContextHead",
     "HTCMaskHead",
     "HybridTaskCascadeRoIHead",
     "MaskIoUHead",
@@ -48,6 +56,10 @@ __all__ = [
     "PointRendRoIHead",
     "ResLayer",
     "SABLHead",
+    "SCNetBBoxHead",
+    "SCNetMaskHead",
+    "SCNetRoIHead",
+    "SCNetSemanticHead",
     "Shared2FCBBoxHead",
     "Shared4Conv1FCBBoxHead",
     "SingleRoIExtractor",

@@ -6,8 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor
@@ -15,6 +13,7 @@ from torch import Tensor
 from detkit.models.roi_heads.batch_statistics import outputs_of_sampled
 from detkit.models.roi_heads.prediction import ROI_TEST_CFG_KEYS, RoITestCfg
 from detkit.models.roi_heads.sampling import SampledRoIs
+from detkit.models.roi_heads.semantic_fusion import add_semantic, check_semantic, semantic_loss
 from detkit.models.roi_heads.stages import (
     OfStages,
     build_stages,
@@ -124,9 +123,7 @@ class HybridTaskCascadeRoIHead(BaseModule):
         wrong = [one for one in fusion if one not in FUSIONS]
         if isinstance(fusion, str) or wrong:
             raise ValueError(f"{name}: semantic_fusion names of 'bbox' and 'mask' were expected, got {fusion!r}")
-        if (extractor is None) != (head is None):
-            missing = "semantic_roi_extractor" if extractor is None else "semantic_head"
-            raise ValueError(f"{name}: semantic_head and semantic_roi_extractor come together; {missing} is missing")
+        check_semantic(extractor, head, name)
         self.semantic_fusion = tuple(fusion)
         self.with_semantic = head is not None
         if head is not None:
@@ -161,7 +158,9 @@ class HybridTaskCascadeRoIHead(BaseModule):
         x, semantic_pred = self._with_semantic(x)
         losses: dict[str, Tensor] = {}
         if semantic_pred is not None:
-            losses["loss_semantic_seg"] = self._semantic_loss(semantic_pred, batch_data_samples)
+            losses["loss_semantic_seg"] = semantic_loss(
+                self.semantic_head, semantic_pred, batch_data_samples, type(self).__name__
+            )
         of_boxes: list[Mapping[str, Tensor]] = []
         samples: list[SampledRoIs] = []
         for stage, (head, train_cfg) in enumerate(zip(self.bbox_head, self.train_cfg, strict=True)):
@@ -186,25 +185,11 @@ class HybridTaskCascadeRoIHead(BaseModule):
         pred, feat = self.semantic_head(x)
         return (*x, feat), pred
 
-    def _semantic_loss(self, pred: Tensor, batch_data_samples: Sequence[DetDataSample]) -> Tensor:
-        missing = [
-            str(one.get("img_path", row)) for row, one in enumerate(batch_data_samples) if "gt_sem_seg" not in one
-        ]
-        if missing:
-            raise ValueError(
-                f"{type(self).__name__}: semantic_head learns from semantic maps (data_prefix.seg of the dataset, "
-                f"with_seg=True of LoadAnnotations); there is none of {missing[0]}"
-            )
-        return self.semantic_head.loss(pred, torch.stack([one.gt_sem_seg.sem_seg for one in batch_data_samples]))
-
     def _fused(self, feats: Tensor, x: Sequence[Tensor], rois: Tensor, name: str) -> Tensor:
         """Features of RoIs with their semantic ones, where ``name`` is among those that have them."""
         if not self.with_semantic or name not in self.semantic_fusion:
             return feats
-        semantic = self.semantic_roi_extractor(x[-1:], rois)
-        if semantic.shape[2:] != feats.shape[2:]:
-            semantic = F.adaptive_avg_pool2d(semantic, (feats.shape[2], feats.shape[3]))
-        return feats + semantic
+        return add_semantic(feats, x[-1], rois, self.semantic_roi_extractor)
 
     def _bbox_forward(self, stage: int, x: Sequence[Tensor], rois: Tensor) -> dict[str, Tensor]:
         """Outputs of a stage's box head for RoIs (R, 5)."""

@@ -3,6 +3,7 @@
 from detkit.models.roi_heads.bbox_heads.bbox_head import (
     BBoxHead,
     ConvFCBBoxHead,
+    SCNetBBoxHead,
     Shared2FCBBoxHead,
     Shared4Conv1FCBBoxHead,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "ConvFCBBoxHead",
     "DoubleConvFCBBoxHead",
     "SABLHead",
+    "SCNetBBoxHead",
     "Shared2FCBBoxHead",
     "Shared4Conv1FCBBoxHead",
 ]

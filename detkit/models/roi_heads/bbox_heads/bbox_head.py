@@ -21,7 +21,7 @@ from detkit.models.roi_heads.sampling import SampledRoIs
 from detkit.registry import MODELS, TASK_UTILS
 from detkit.structures.proposals import Proposals
 
-__all__ = ["BBoxHead", "ConvFCBBoxHead", "Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead"]
+__all__ = ["BBoxHead", "ConvFCBBoxHead", "SCNetBBoxHead", "Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead"]
 
 Cfg = Mapping[str, Any]
 
@@ -149,12 +149,20 @@ class BBoxHead(BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Logits (R, C + 1) and encoded boxes (R, 4) or (R, C * 4) of features (R, in_channels, rows, columns)."""
+        return self.outputs(self.embed(x))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """What both tasks share, of features (R, in_channels, rows, columns)."""
         for conv in self.shared_convs:
             x = conv(x)
         if len(self.shared_fcs) > 0:
             x = self._flat(x)
         for fc in self.shared_fcs:
             x = fc(x).relu()
+        return x
+
+    def outputs(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Logits and encoded boxes, as of :meth:`forward`, of what :meth:`embed` gives."""
         cls_score = self.fc_cls(self._branch(x, self.cls_convs, self.cls_fcs)) if self.with_cls else None
         bbox_pred = self.fc_reg(self._branch(x, self.reg_convs, self.reg_fcs)) if self.with_reg else None
         return cls_score, bbox_pred
@@ -327,6 +335,11 @@ def initialisation(with_cls: bool = True, with_reg: bool = True) -> list[dict[st
 @MODELS.register_module()
 class ConvFCBBoxHead(BBoxHead):
     """A box head whose config says which layers it has; arguments as of :class:`BBoxHead`."""
+
+
+@MODELS.register_module()
+class SCNetBBoxHead(BBoxHead):
+    """A :class:`ConvFCBBoxHead` by the name that SCNet's configs have (https://arxiv.org/abs/2012.10150)."""
 
 
 @MODELS.register_module()
