@@ -99,6 +99,12 @@ def test_an_object_without_polygons_is_nowhere():
     assert targets.mean(dim=(1, 2)).tolist() == [0, 1]
 
 
+def test_an_object_at_the_border_ends_at_the_border():
+    """Samples between the outermost pixels' centres and the border see these pixels, not what lies beyond."""
+    positives = positives_of([[[0, 0, 4, 4]]], [[0]])
+    assert mask_targets(positives, [BitmapMasks(np.ones((1, 4, 4), dtype=np.uint8), 4, 4)], 16).all()
+
+
 def test_other_masks_are_refused():
     positives = positives_of([[[0, 0, 9, 9]]], [[0]])
     with pytest.raises(TypeError, match=r"BitmapMasks or PolygonMasks .* got Tensor"):
