@@ -6,6 +6,8 @@ python tools/train.py configs/mask_rcnn/mask-rcnn_r18_fpn_shapes.py
 _base_ = ["../_base_/datasets/shapes_instance.py", "../_base_/schedules/schedule_shapes.py"]
 # Anchors have the sides 3 strides: here 12, 24 and 48 pixels. For larger objects add strides (32, 64).
 strides = [4, 8, 16]
+# A step takes longer than most; these fit into the time of the others.
+max_epochs = 16
 
 model = dict(
     type="MaskRCNN",
