@@ -5,7 +5,7 @@ python tools/train.py configs/tridentnet/tridentnet_r50_shapes.py
 
 _base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/schedules/schedule_shapes.py"]
 # A step takes longer than most; these fit into the time of the others.
-max_epochs = 20
+max_epochs = 15
 # Anchors have the sides 1, 2 and 3 strides: here 16, 32 and 48 pixels.
 strides = [16]
 
