@@ -26,6 +26,7 @@ from detkit.models.dense_heads.targets.part_checks import (
 )
 from detkit.models.dense_heads.targets.point_targets import POINT_KINDS, point_targets
 from detkit.models.dense_heads.targets.prior_targets import assigner_inputs
+from detkit.models.layers import convolve_together
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
@@ -154,16 +155,22 @@ class FCOSHead(BaseModule):
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Logits (N, C, H_l, W_l), distances (N, 4, H_l, W_l) in pixels and centerness logits (N, 1, H_l, W_l)."""
-        cls_scores, bbox_preds, centernesses = [], [], []
-        for level, scale, stride in zip(x, self.scales, self.prior_generator.strides, strict=True):
+        cls_feats, reg_feats = [], []
+        for level in x:
             cls_feat = reg_feat = level
             for cls_conv, reg_conv in zip(self.cls_convs, self.reg_convs, strict=True):
                 cls_feat, reg_feat = cls_conv(cls_feat), reg_conv(reg_feat)
-            cls_scores.append(self.conv_cls(cls_feat))
-            raw = scale(self.conv_reg(reg_feat)).float()
+            cls_feats.append(cls_feat)
+            reg_feats.append(reg_feat)
+        of_cls, of_reg = [self.conv_cls], [self.conv_reg]
+        (of_reg if self.centerness_on_reg else of_cls).append(self.conv_centerness)
+        by_cls, by_reg = convolve_together(of_cls, cls_feats), convolve_together(of_reg, reg_feats)
+        bbox_preds = []
+        for outs, scale, stride in zip(by_reg, self.scales, self.prior_generator.strides, strict=True):
+            raw = scale(outs[0]).float()
             bbox_preds.append(raw.clamp(min=0) * stride[0] if self.norm_on_bbox else exp_size(raw))
-            centernesses.append(self.conv_centerness(reg_feat if self.centerness_on_reg else cls_feat))
-        return cls_scores, bbox_preds, centernesses
+        with_centerness = by_reg if self.centerness_on_reg else by_cls
+        return [outs[0] for outs in by_cls], bbox_preds, [outs[1] for outs in with_centerness]
 
     def loss(self, x: Sequence[Tensor], batch_data_samples: Sequence[DetDataSample]) -> dict[str, Tensor]:
         """Losses ``loss_cls``, ``loss_bbox``, ``loss_centerness`` of the levels ``x`` (N, in_channels, H_l, W_l)."""

@@ -3,6 +3,7 @@
 from detkit.models.layers.channel_attention import ChannelAttention
 from detkit.models.layers.conv_norm import ConvNormShortcut, conv_norm
 from detkit.models.layers.conv_style import ConvStyle
+from detkit.models.layers.convolve_together import convolve_together
 from detkit.models.layers.csp_layer import CSPBlock, CSPLayer, cspnext_block, darknet_block
 from detkit.models.layers.freezing import freeze, hold_statistics
 from detkit.models.layers.generalized_attention import GeneralizedAttention
@@ -22,6 +23,7 @@ __all__ = [
     "NormedLinear",
     "SPPBottleneck",
     "conv_norm",
+    "convolve_together",
     "cspnext_block",
     "darknet_block",
     "freeze",

@@ -10,6 +10,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from detkit.models.dense_heads.layers.towers import check_odd_kernel, conv_tower
+from detkit.models.layers import convolve_together
 from detkit.registry import TASK_UTILS
 
 __all__ = ["ATSSLayers", "one_anchor_generator", "one_anchor_of_a_cell"]
@@ -67,15 +68,16 @@ class ATSSLayers(BaseModule):
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Logits (N, A * C, H_l, W_l), encoded boxes (N, A * 4, H_l, W_l) and logits of their fit (N, A, H_l, W_l)."""
-        cls_scores, bbox_preds, fits = [], [], []
-        for level, scale in zip(x, self.scales, strict=True):
+        cls_scores, reg_feats = [], []
+        for level in x:
             cls_feat = reg_feat = level
             for cls_conv, reg_conv in zip(self.cls_convs, self.reg_convs, strict=True):
                 cls_feat, reg_feat = cls_conv(cls_feat), reg_conv(reg_feat)
             cls_scores.append(self.atss_cls(cls_feat))
-            bbox_preds.append(scale(self.atss_reg(reg_feat)).float())
-            fits.append(self.atss_centerness(reg_feat))
-        return cls_scores, bbox_preds, fits
+            reg_feats.append(reg_feat)
+        raw = convolve_together([self.atss_reg, self.atss_centerness], reg_feats)
+        bbox_preds = [scale(boxes).float() for (boxes, _), scale in zip(raw, self.scales, strict=True)]
+        return cls_scores, bbox_preds, [fits for _, fits in raw]
 
 
 def _default_init() -> dict[str, Any]:
