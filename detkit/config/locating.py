@@ -37,7 +37,7 @@ def locate(path: str | Path, relative_to: Path | None = None) -> Path:
     if separator:
         folders = (*(mmdetection_folders() if scope == "mmdet" else ()), *_shipped_folders())
         found = next((folder / inside for folder in folders if (folder / inside).is_file()), None)
-        candidate = found or Path(inside)
+        candidate = found or folders[0] / inside if folders else Path(inside)
     else:
         candidate = Path(text).expanduser()
         if relative_to is not None:

@@ -78,7 +78,8 @@ def translate(cfg: Mapping[str, Any], read: Collection[str]) -> tuple[dict[str, 
 
     Args:
         cfg: Merged, with ``default_scope='mmdet'``.
-        read: Top-level names that are no keys of a run, and that some file reads.
+        read: Top-level names that are no keys of a run, and that some file reads. Where there are none it is a resolved
+            text, whose variables may be left out; elsewhere what nothing reads is an error.
 
     Returns:
         The config, and what was changed. What detkit does not know stays, for the check to find.
@@ -92,7 +93,7 @@ def translate(cfg: Mapping[str, Any], read: Collection[str]) -> tuple[dict[str, 
             changes.append(Change(key, "'mmdet' is 'detkit', whose registries hold the same names", left_out=False))
         elif key not in RUN_KEYS and key not in read and _SINCE_3.get(key) in cfg:
             changes.append(Change(key, f"left out: MMDetection 3 does not read it, but {_SINCE_3[key]}"))
-        elif key not in RUN_KEYS and key not in read and not _like_a_key(key) and _stands_in(value, run):
+        elif not read and key not in RUN_KEYS and not _like_a_key(key) and _stands_in(value, run):
             changes.append(Change(key, "left out: a variable whose value stands where it is used", left_out=False))
         elif key == "custom_imports" and isinstance(value, Mapping):
             _custom_imports(value, result, changes)

@@ -229,6 +229,7 @@ def test_what_is_said_otherwise_here(write, more, place, expected, change):
     ("more", "error", "message"),
     [
         ("img_norm_cfg = dict(mean=[9])", KeyError, "unknown key 'img_norm_cfg'"),
+        ("samples_per_gpu = 2", KeyError, "unknown key 'samples_per_gpu'"),  # a value that others have, too
         ("train_dataloader = dict(drop_last=True)", ValueError, "train_dataloader.drop_last: batch_sampler decides"),
         ("train_cfg['by_epoch'] = False", TypeError, "train_cfg.by_epoch: EpochBasedTrainLoop has no argument"),
         ("custom_hooks = [dict(type='NumClassCheckHok')]", KeyError, "custom_hooks.0.type: 'NumClassCheckHok' is not"),
@@ -272,6 +273,11 @@ def test_bases_of_mmdetection_by_package(tmp_path, monkeypatch):
     monkeypatch.setenv("DETKIT_MMDET_CONFIGS", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"DETKIT_MMDET_CONFIGS names no folder: .*nowhere"):
         load(child)
+    monkeypatch.setenv("DETKIT_MMDET_CONFIGS", str(tmp_path / "configs"))
+    child.write_text("_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_cocoo.py'\n")
+    with pytest.raises(FileNotFoundError) as refusal:
+        load(child)
+    assert repr(str(tmp_path / "configs" / name)) in str(refusal.value)
 
 
 def test_bases_of_an_installed_mmdetection(tmp_path, monkeypatch):
