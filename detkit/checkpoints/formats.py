@@ -33,7 +33,7 @@ from detkit.checkpoints.caffe2 import convert_caffe2
 from detkit.checkpoints.safetensors import load_safetensors
 from detkit.checkpoints.unpickle import StructureUnpickler, load_pickle, only_data, stand_ins_allowed
 
-__all__ = ["load_checkpoint_file", "peek", "with_state_dict"]
+__all__ = ["check_form", "load_checkpoint_file", "peek", "with_state_dict"]
 
 _ZIP = b"PK\x03\x04"
 _FOLDER = 0x10
@@ -76,7 +76,8 @@ def load_checkpoint_file(
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file is truncated or damaged, is no checkpoint, or would run code when opened.
+        ValueError: The file is truncated or damaged, is no checkpoint, or would run code when opened; its parts are of
+            another form than a checkpoint's.
     """
     if broadcast_from_rank0:
         return from_rank0(lambda: load_checkpoint_file(path, map_location))
@@ -94,7 +95,9 @@ def load_checkpoint_file(
         raise ValueError(_unreadable(path, error)) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a dict was expected in the checkpoint, got {type(content).__name__}")
-    return with_state_dict(_converted(content, path))
+    content = with_state_dict(_converted(content, path))
+    check_form(content, str(path))
+    return content
 
 
 def _read(path: Path, map_location: Any) -> Any:
@@ -165,6 +168,24 @@ def with_state_dict(content: Mapping[str, Any]) -> dict[str, Any]:
         rest = {key: value for key, value in content.items() if key != "model"}
         return {"state_dict": content["model"], **rest}
     return {"state_dict": content} if _is_weights(content) else dict(content)
+
+
+def check_form(content: Mapping[str, Any], name: str) -> None:
+    """Refuse a checkpoint whose parts are not of the form that its readers rely on.
+
+    Raises:
+        ValueError: ``state_dict``, ``meta`` or the classes in it are no dict, or a weight is not named by a text.
+    """
+    meta = content.get("meta")
+    parts = {"state_dict": content.get("state_dict"), "meta": meta}
+    if isinstance(meta, Mapping):
+        parts.update({f"meta.{key}": meta.get(key) for key in ("dataset_meta", "label_map")})
+    for part, value in parts.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"{name}: a dict was expected as {part!r} of the checkpoint, got {type(value).__name__}")
+    for key in content.get("state_dict") or ():
+        if not isinstance(key, str):
+            raise ValueError(f"{name}: names of weights were expected in 'state_dict', got {key!r}")
 
 
 def _is_weights(value: Any) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from detkit.checkpoints.class_rows import ClassRows, carry_rows
-from detkit.checkpoints.formats import with_state_dict
+from detkit.checkpoints.formats import check_form, with_state_dict
 from detkit.checkpoints.key_matching import match_suffixes, revise_keys, strip_wrapper
 from detkit.checkpoints.origins import class_names, with_own_names
 from detkit.checkpoints.report import LoadReport
@@ -66,6 +66,7 @@ def load_weights(
     if key_matching is not None and key_matching not in _MATCHING:
         raise ValueError(f"key_matching must be 'exact' or 'suffix', got {key_matching!r}")
     content = with_state_dict(source if isinstance(source, Mapping) else open_checkpoint(source))
+    check_form(content, name)
     state = _tensors(content.get("state_dict", content), name)
     if revise:
         state = revise_keys(state, revise)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import pickle
+import re
 import struct
 import tarfile
 import zipfile
@@ -20,7 +21,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from detkit.checkpoints import load_checkpoint_file, peek, save_checkpoint_file
+from detkit.checkpoints import load_checkpoint_file, load_weights, peek, save_checkpoint_file
 
 KINDS = ("zip", "legacy", "pickle0", "pickle2", "pickle5")
 
@@ -442,3 +443,23 @@ def test_peek_reads_all_but_the_tensors(tmp_path):
     with zipfile.ZipFile(tmp_path / "other.pth", "w") as file:
         file.writestr("a", "b")
     assert peek(tmp_path / "cut.pth") is peek(tmp_path / "other.pth") is peek(tmp_path / "none.pth") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": 3}, "a dict was expected as 'state_dict' of the checkpoint, got int"),
+        ({"state_dict": {}, "meta": [1]}, "a dict was expected as 'meta' of the checkpoint, got list"),
+        (
+            {"state_dict": {}, "meta": {"dataset_meta": "car"}},
+            "a dict was expected as 'meta.dataset_meta' of the checkpoint, got str",
+        ),
+        ({"state_dict": {1: torch.ones(1)}}, "names of weights were expected in 'state_dict', got 1"),
+    ],
+)
+def test_parts_of_another_form(tmp_path, content, message):
+    torch.save(content, path := tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match=re.escape(f"odd.pth: {message}")):
+        load_checkpoint_file(path)
+    with pytest.raises(ValueError, match=re.escape(f"checkpoint: {message}")):
+        load_weights(torch.nn.Linear(1, 1), content, classes=["car"])
