@@ -39,6 +39,7 @@ class TwoStageDetector(BaseModel):
         init_cfg: Initialisation.
 
     Raises:
+        TypeError: A head is no config.
         ValueError: There is no RoI head.
     """
 
@@ -59,8 +60,10 @@ class TwoStageDetector(BaseModel):
         name = type(self).__name__
         if roi_head is None:
             raise ValueError(f"{name}: roi_head is missing")
-        for key in ("train_cfg", "test_cfg"):
-            for head, cfg in (("rpn_head", rpn_head), ("roi_head", roi_head)):
+        for head, cfg in (("rpn_head", rpn_head), ("roi_head", roi_head)):
+            if cfg is not None and not isinstance(cfg, Mapping):
+                raise TypeError(f"{name}: {head}: a config dict with a 'type' was expected, got {cfg!r}")
+            for key in ("train_cfg", "test_cfg"):
                 if cfg is not None and cfg.get(key) is not None:
                     raise ValueError(f"{name}: {head}.{key} is not read; set {key} of the detector")
         check_keys(train_cfg, tuple(self.train_cfg_keys), "train_cfg")

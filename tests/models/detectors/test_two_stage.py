@@ -90,6 +90,8 @@ def test_raw_outputs():
 def test_wrong_configs():
     with pytest.raises(ValueError, match="FasterRCNN: roi_head is missing"):
         MODELS.build(slim(roi_head=None))
+    with pytest.raises(TypeError, match="roi_head: a config dict with a 'type' was expected, got 'StandardRoIHead'"):
+        MODELS.build(slim(roi_head="StandardRoIHead"))
     cfg = slim()
     cfg["train_cfg"]["rcn"] = cfg["train_cfg"].pop("rcnn")
     with pytest.raises(KeyError, match=r"train_cfg.rcn: unknown key; did you mean 'rcnn'"):
