@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from detkit.config.schema import RUN_KEYS
@@ -79,7 +80,7 @@ def translate(cfg: Mapping[str, Any], read: Collection[str]) -> tuple[dict[str, 
     Args:
         cfg: Merged, with ``default_scope='mmdet'``.
         read: Top-level names that are no keys of a run, and that some file reads. Where there are none it is a resolved
-            text, whose variables may be left out; elsewhere what nothing reads is an error.
+            text, of which numbers may be left out, too; elsewhere one that nothing reads equals others by chance.
 
     Returns:
         The config, and what was changed. What detkit does not know stays, for the check to find.
@@ -93,7 +94,7 @@ def translate(cfg: Mapping[str, Any], read: Collection[str]) -> tuple[dict[str, 
             changes.append(Change(key, "'mmdet' is 'detkit', whose registries hold the same names", left_out=False))
         elif key not in RUN_KEYS and key not in read and _SINCE_3.get(key) in cfg:
             changes.append(Change(key, f"left out: MMDetection 3 does not read it, but {_SINCE_3[key]}"))
-        elif not read and key not in RUN_KEYS and not _like_a_key(key) and _stands_in(value, run):
+        elif _is_left_over(key, value, read) and _stands_in(value, run):
             changes.append(Change(key, "left out: a variable whose value stands where it is used", left_out=False))
         elif key == "custom_imports" and isinstance(value, Mapping):
             _custom_imports(value, result, changes)
@@ -204,6 +205,11 @@ def _loader(value: dict[Any, Any], path: str) -> Iterator[tuple[str, str]]:
 
 def _bare(kind: Any) -> Any:
     return kind.rpartition(".")[2] if isinstance(kind, str) else kind
+
+
+def _is_left_over(key: str, value: Any, read: Collection[str]) -> bool:
+    """Whether a name may be a variable that nothing reads any more."""
+    return key not in RUN_KEYS and key not in read and not _like_a_key(key) and not (read and isinstance(value, Real))
 
 
 def _like_a_key(name: str) -> bool:
