@@ -7,7 +7,7 @@ _base_ = ["../_base_/datasets/shapes_instance.py", "../_base_/schedules/schedule
 # Anchors have the sides 3 strides: here 12, 24 and 48 pixels. For larger objects add strides (32, 64).
 strides = [4, 8, 16]
 # A step takes longer than most; these fit into the time of the others.
-max_epochs = 16
+max_epochs = 12
 
 model = dict(
     type="MaskRCNN",
