@@ -5,7 +5,7 @@ python tools/train.py configs/cascade_rcnn/cascade-rcnn_r18_fpn_shapes.py
 
 _base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/schedules/schedule_shapes.py"]
 # Three stages take their time: fewer epochs, of fewer regions, than where there is one.
-max_epochs = 16
+max_epochs = 14
 # Anchors have the sides 3 strides: here 12, 24 and 48 pixels. For larger objects add strides (32, 64).
 strides = [4, 8, 16]
 

@@ -5,7 +5,7 @@ python tools/train.py configs/double_heads/dh-faster-rcnn_r18_fpn_shapes.py
 
 _base_ = "../faster_rcnn/faster-rcnn_r18_fpn_shapes.py"
 # A step takes longer than most; these fit into the time of the others.
-max_epochs = 18
+max_epochs = 12
 
 model = dict(
     roi_head=dict(

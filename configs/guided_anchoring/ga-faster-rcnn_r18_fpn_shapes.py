@@ -5,7 +5,7 @@ python tools/train.py configs/guided_anchoring/ga-faster-rcnn_r18_fpn_shapes.py
 
 _base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/schedules/schedule_shapes.py"]
 # A step takes longer than most; these fit into the time of the others.
-max_epochs = 18
+max_epochs = 14
 # Squares have the sides 3 strides: here 12, 24 and 48 pixels. For larger objects add strides (32, 64).
 strides = [4, 8, 16]
 
