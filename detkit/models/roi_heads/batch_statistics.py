@@ -20,11 +20,11 @@ def outputs_of_sampled(
     """Outputs for the N * R sampled RoIs, by a head to which each region is alone, but for batch norms in training.
 
     Where the head has some, padding is left out, so that no statistics are of it; its outputs are zeros. Which rows
-    these are must be known on the host then: such a head makes the one wait of a training step, suppression aside.
+    these are must be known on the host then: each such head, of a cascade that of each stage, waits once in a step.
 
     Args:
         forward: Outputs by name for RoIs (K, 5): a tensor (K, ...), a tuple of such, or None.
-        layers: What runs in ``forward`` after the features, looked through for batch norms.
+        layers: What runs in ``forward`` on regions, looked through for batch norms: RoI extractor and heads.
         sampled: R regions of each of N images.
     """
     rois = sampled.rois
@@ -32,12 +32,12 @@ def outputs_of_sampled(
     if not any(isinstance(layer, _BatchNorm) and layer.training for layer in inner):
         return dict(forward(rois))
     rows = sampled.valid.flatten().nonzero().squeeze(1)
-    if len(rows) in (0, len(rois)):
+    if len(rows) == len(rois):
         return dict(forward(rois))
     return {name: _with_padding(value, rows, len(rois)) for name, value in forward(rois[rows]).items()}
 
 
 def _with_padding(value: Any, rows: Tensor, count: int) -> Any:
     if isinstance(value, Tensor):
-        return torch.zeros_like(value[:1]).expand(count, *value.shape[1:]).index_copy(0, rows, value)
+        return value.new_zeros(1, *value.shape[1:]).expand(count, *value.shape[1:]).index_copy(0, rows, value)
     return None if value is None else tuple(_with_padding(part, rows, count) for part in value)

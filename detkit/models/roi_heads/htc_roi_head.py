@@ -166,7 +166,8 @@ class HybridTaskCascadeRoIHead(BaseModule):
         for stage, (head, train_cfg) in enumerate(zip(self.bbox_head, self.train_cfg, strict=True)):
             self.current_stage = stage
             sampled = train_cfg.sample(proposals, truth, head.num_classes, x)
-            outputs = outputs_of_sampled(partial(self._bbox_forward, stage, x), [head], sampled)
+            layers = [self.bbox_roi_extractor[stage], head]
+            outputs = outputs_of_sampled(partial(self._bbox_forward, stage, x), layers, sampled)
             cls_score, bbox_pred = outputs["cls_score"], outputs["bbox_pred"]
             of_boxes.append(head.loss_and_target(cls_score, bbox_pred, sampled, train_cfg)["loss_bbox"])
             proposals = head.refine(sampled, cls_score, bbox_pred, metas)

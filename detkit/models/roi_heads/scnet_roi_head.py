@@ -146,7 +146,8 @@ class SCNetRoIHead(BaseModule):
         for stage, (head, train_cfg) in enumerate(zip(self.bbox_head, self.train_cfg, strict=True)):
             self.current_stage = stage
             sampled = train_cfg.sample(proposals, truth, head.num_classes, x)
-            outputs = outputs_of_sampled(partial(self._bbox_forward, stage, x), [head], sampled)
+            layers = [self.bbox_roi_extractor[stage], head]
+            outputs = outputs_of_sampled(partial(self._bbox_forward, stage, x), layers, sampled)
             cls_score, bbox_pred = outputs["cls_score"], outputs["bbox_pred"]
             of_boxes = head.loss_and_target(cls_score, bbox_pred, sampled, train_cfg)["loss_bbox"]
             losses |= stage_losses(of_boxes, stage, self.stage_loss_weights[stage])

@@ -116,7 +116,9 @@ class StandardRoIHead(BaseModule):
         """
         truth = GroundTruth.from_samples(batch_data_samples)
         sampled = self.train_cfg.sample(Proposals.of(rpn_results_list), truth, self.bbox_head.num_classes, x)
-        layers = [self.bbox_head, self.shared_head] if self.with_shared_head else [self.bbox_head]
+        layers = [self.bbox_roi_extractor, self.bbox_head]
+        if self.with_shared_head:
+            layers.append(self.shared_head)
         outputs = outputs_of_sampled(lambda rois: self._bbox_forward(x, rois), layers, sampled)
         losses = self._bbox_loss(outputs, sampled)
         if self.with_mask:

@@ -74,6 +74,51 @@ def test_batch_norms_do_not_see_padding(build):
         torch.testing.assert_close(found[name], value)
 
 
+def with_norm_on_regions(sampler=EVERY):
+    """A RoI head whose extractor has a batch norm after the pooling."""
+    norm = {"type": "ConvModule", "in_channels": 4, "out_channels": 4, "kernel_size": 1, "norm_cfg": {"type": "BN"}}
+    extractor = {
+        "type": "GenericRoIExtractor",
+        "roi_layer": {"type": "RoIAlign", "output_size": 2, "sampling_ratio": 1},
+        "out_channels": 4,
+        "featmap_strides": [4],
+        "pre_cfg": norm,
+    }
+    return roi_head(TWO_FCS, sampler=sampler, bbox_roi_extractor=extractor)
+
+
+def statistics_after_step(head, proposals=None):
+    feats, some, samples = scene()
+    losses = head.train().loss(feats, some if proposals is None else proposals, samples)
+    return losses, {name: value.clone() for name, value in head.named_buffers()}
+
+
+def test_a_batch_norm_of_the_extractor_does_not_see_padding():
+    _, proposals, _ = scene()
+    padded = Proposals(pad(proposals.boxes, (0, 0, 0, 40)), pad(proposals.scores, (0, 40)), pad(proposals.valid, (0, 40)))
+    (_, expected), (_, found) = (statistics_after_step(with_norm_on_regions(), one) for one in (proposals, padded))
+    assert len(expected) == 3
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+@pytest.mark.parametrize("build", [double_head, lambda: roi_head(CONVS), with_norm_on_regions])
+def test_batch_norms_learn_nothing_from_padding_alone(build):
+    head = build().train()
+    before = {name: value.clone() for name, value in head.named_buffers() if "running" in name}
+    assert before
+    feats, proposals, samples = scene()
+    for sample in samples:
+        sample.gt_instances = sample.gt_instances[:0]
+    nothing = Proposals(proposals.boxes, proposals.scores, torch.zeros_like(proposals.valid))
+    losses = head.loss(feats, nothing, samples)
+    sum(value for name, value in losses.items() if "loss" in name).backward()
+    assert losses["loss_cls"] == losses["loss_bbox"] == 0
+    assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
+    buffers = dict(head.named_buffers())
+    assert all(torch.equal(buffers[name], value) for name, value in before.items())
+
+
 def test_a_sampler_that_looks_does_not_move_batch_norms():
     """A step with OHEM, whose sample is everything, leaves the buffers as one without."""
     hard = {**EVERY, "type": "OHEMSampler"}
