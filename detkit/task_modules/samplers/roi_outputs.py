@@ -80,7 +80,8 @@ def roi_outputs(context: Any, bbox_head: Any, pool: Pool, loss_key: str, name: s
     image = torch.arange(batch_size, device=pool.priors.device, dtype=pool.priors.dtype)
     rois = torch.cat([image.repeat_interleave(count).unsqueeze(1), pool.priors.flatten(0, 1)], dim=1)
     stage = (context.current_stage,) if hasattr(context, "num_stages") else ()
-    with statistics_kept(bbox_head):
+    # The RoI head's, as its extractor and its shared head run too.
+    with statistics_kept(context):
         outputs = context._bbox_forward(*stage, pool.inputs.get("feats"), rois)
         logits = outputs["cls_score"]
         losses = bbox_head.loss(

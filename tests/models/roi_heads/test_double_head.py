@@ -95,7 +95,9 @@ def statistics_after_step(head, proposals=None):
 
 def test_a_batch_norm_of_the_extractor_does_not_see_padding():
     _, proposals, _ = scene()
-    padded = Proposals(pad(proposals.boxes, (0, 0, 0, 40)), pad(proposals.scores, (0, 40)), pad(proposals.valid, (0, 40)))
+    padded = Proposals(
+        pad(proposals.boxes, (0, 0, 0, 40)), pad(proposals.scores, (0, 40)), pad(proposals.valid, (0, 40))
+    )
     (_, expected), (_, found) = (statistics_after_step(with_norm_on_regions(), one) for one in (proposals, padded))
     assert len(expected) == 3
     for name, value in expected.items():
@@ -123,6 +125,9 @@ def test_a_sampler_that_looks_does_not_move_batch_norms():
     """A step with OHEM, whose sample is everything, leaves the buffers as one without."""
     hard = {**EVERY, "type": "OHEMSampler"}
     expected, found = step(roi_head(CONVS, sampler=EVERY), 0), step(roi_head(CONVS, sampler=hard), 0)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+    (_, expected), (_, found) = (statistics_after_step(with_norm_on_regions(sampler)) for sampler in (EVERY, hard))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value)
 
