@@ -39,7 +39,7 @@ def semantic_loss(head: Any, pred: Tensor, batch_data_samples: Sequence[DetDataS
         name: Of the RoI head, for the message.
 
     Raises:
-        ValueError: A sample has no semantic map.
+        ValueError: A sample has no semantic map, or they are of several sizes.
     """
     missing = [str(one.get("img_path")) for one in batch_data_samples if "gt_sem_seg" not in one]
     if missing:
@@ -47,4 +47,11 @@ def semantic_loss(head: Any, pred: Tensor, batch_data_samples: Sequence[DetDataS
             f"{name}: semantic_head learns from semantic maps (data_prefix.seg of the dataset, with_seg=True of "
             f"LoadAnnotations); there is none of {missing[0]}"
         )
-    return head.loss(pred, torch.stack([one.gt_sem_seg.sem_seg for one in batch_data_samples]))
+    maps = [one.gt_sem_seg.sem_seg for one in batch_data_samples]
+    sizes = sorted({tuple(one.shape[-2:]) for one in maps})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"{name}: semantic maps of a batch must have one size, got {', '.join(map(str, sizes))}; are they padded as "
+            "the images are (pad_seg=True of the data preprocessor)?"
+        )
+    return head.loss(pred, torch.stack(maps))

@@ -130,6 +130,10 @@ def test_maps_that_are_missing_or_of_another_size_are_named():
         built.loss(*batch(semantic=None))
     with pytest.raises(ValueError, match=r"\(7, 8\) at seg_scale_factor=0.125, level 0 is \(8, 8\).*pad_seg=True"):
         built.loss(*batch(semantic=(60, 64)))
+    levels, proposals, samples = zip(batch(), batch(semantic=(60, 64)), strict=True)
+    feats = [torch.cat(level) for level in zip(*levels, strict=True)]
+    with pytest.raises(ValueError, match=r"must have one size, got \(60, 64\), \(64, 64\);.*pad_seg=True"):
+        built.loss(feats, [one[0] for one in proposals], [one[0] for one in samples])
 
 
 def test_a_level_that_is_none_is_refused():
