@@ -29,7 +29,7 @@ class DynamicCfg:
     """What ``train_cfg.rcnn.dynamic_rcnn`` says (K_I, K_beta and C of the paper, section 3).
 
     Attributes:
-        iou_topk: The IoU of an image is that of its so-manieth best proposal.
+        iou_topk: The IoU of an image is that of its so-manieth best proposal, objects that the sampler adds included.
         beta_topk: The target of an image is its so-manieth smallest.
         update_iter_interval: Steps between changes of threshold and beta.
         initial_iou: Least threshold.

@@ -33,8 +33,8 @@ class SampledRoIs:
         valid: (N, R) bool, False in padding.
         is_gt: (N, R) bool, which RoIs are objects that were added as proposals.
         label_weights: (N, R) that the sampler gives, such as ScoreHLRSampler's of negatives; None is 1 for all.
-        proposal_ious: (N, P) highest IoU with an object of each proposal that was to be sampled, -inf in padding;
-            None where the assigner has none.
+        proposal_ious: (N, A) highest IoU with an object of each proposal that was to be sampled, 1 of an object that
+            was added as one, -inf in padding, in any order; None where the assigner has none.
     """
 
     boxes: Tensor
@@ -93,7 +93,9 @@ def sample_rois(
     is_gt = torch.zeros_like(rows.valid) if sampled.is_gt is None else rows.of(sampled.is_gt) & rows.valid
     if weights is not None:
         weights = torch.where(rows.positive, 1.0, rows.of(weights))
-    ious = assigned.max_overlaps
+    ious = None if assigned.max_overlaps is None else torch.where(proposals.valid, assigned.max_overlaps, -torch.inf)
+    if ious is not None and sampled.is_gt is not None:
+        ious = torch.cat([torch.where(sampled.is_gt, 1.0, -torch.inf), ious], dim=1)
     return SampledRoIs(
         boxes=boxes,
         labels=torch.where(rows.positive, labels, num_classes),
@@ -103,7 +105,7 @@ def sample_rois(
         valid=rows.valid,
         is_gt=is_gt,
         label_weights=weights,
-        proposal_ious=None if ious is None else torch.where(proposals.valid, ious, -torch.inf),
+        proposal_ious=ious,
     )
 
 

@@ -31,7 +31,7 @@ def steps(head, count):
 
 
 def ious_and_targets():
-    """Highest IoUs of the proposals of both images, and targets of the positives, objects themselves included."""
+    """Highest IoUs of the proposals of both images, and targets of the positives, those of the objects too."""
     _, proposals, samples = scene()
     objects = samples[0].gt_instances.bboxes
     found = bbox_overlaps(proposals.boxes[0], objects)
@@ -39,7 +39,8 @@ def ious_and_targets():
     mine, its = proposals.boxes[0][best >= 0.5], objects[index[best >= 0.5]]
     shift = (its[:, :2] + its[:, 2:] - mine[:, :2] - mine[:, 2:]) / 2 / (mine[:, 2:] - mine[:, :2]) / 0.1
     targets = torch.cat([torch.zeros(len(objects)), shift.abs().mean(dim=1)])
-    return [np.sort(best.numpy())[::-1], np.zeros(5)], np.sort(targets.numpy())
+    ious = np.concatenate([np.ones(len(objects)), np.sort(best.numpy())[::-1]])
+    return [ious, np.zeros(5)], np.sort(targets.numpy())
 
 
 def test_threshold_and_beta_are_those_of_the_last_steps():
@@ -118,14 +119,14 @@ def test_two_processes_have_the_same_threshold(monkeypatch):
 
     def losses_of(rank):
         one = slice(rank, rank + 1)
-        head = dynamic_head(update_iter_interval=1, initial_iou=0.0)
+        head = dynamic_head(update_iter_interval=1, initial_iou=0.0, iou_topk=4)
         split = type(proposals)(proposals.boxes[one], proposals.scores[one], proposals.valid[one])
         head.loss([level[one] for level in feats], split, samples[one])
         return state_of(head)
 
     first, second = losses_of_two_processes(monkeypatch, losses_of)
     assert torch.equal(first["thresholds"], second["thresholds"])
-    np.testing.assert_allclose(first["thresholds"][0], ious[0][1] / 2, rtol=1e-5)
+    np.testing.assert_allclose(first["thresholds"][0], ious[0][3] / 2, rtol=1e-5)
 
 
 def test_no_proposals_and_no_objects():
