@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
@@ -15,6 +16,7 @@ from detkit.models.dense_heads.prediction.postprocess import PROPOSAL_CFG_KEYS, 
 from detkit.registry import MODELS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.proposals import Proposals
+from detkit.task_modules.samplers.roi_outputs import statistics_kept
 
 __all__ = ["TwoStageDetector"]
 
@@ -40,7 +42,7 @@ class TwoStageDetector(BaseModel):
 
     Raises:
         TypeError: A head is no config.
-        ValueError: There is no RoI head.
+        ValueError: There is no RoI head, or ``rpn_head`` does not read ``rpn_proposal``.
     """
 
     train_cfg_keys: Mapping[str, Any] = {"rpn": "rpn_head", "rpn_proposal": PROPOSAL_CFG_KEYS, "rcnn": "roi_head"}
@@ -80,6 +82,12 @@ class TwoStageDetector(BaseModel):
             if cfg["num_classes"] != 1:
                 raise ValueError(f"{name}: rpn_head.num_classes must be 1, got {cfg['num_classes']}")
             self.rpn_head = MODELS.build(cfg)
+        self.has_proposal_cfg = "rpn_proposal" in train_cfg
+        has_thresholds = isinstance(getattr(self.rpn_head, "test_cfg", None), DenseTestCfg)
+        reads_it = has_thresholds or hasattr(self.rpn_head, "loss_and_predict")
+        if self.has_proposal_cfg and self.rpn_head is not None and not reads_it:
+            head = type(self.rpn_head).__name__
+            raise ValueError(f"{name}: train_cfg.rpn_proposal is not read by {head}; leave it out")
         self.proposal_cfg = DenseTestCfg.of(train_cfg.get("rpn_proposal", test_cfg.get("rpn")), PROPOSAL_CFG_KEYS)
         self.roi_head = MODELS.build({**roi_head, "train_cfg": train_cfg.get("rcnn"), "test_cfg": test_cfg.get("rcnn")})
 
@@ -127,9 +135,22 @@ class TwoStageDetector(BaseModel):
             samples = [_of_one_class(sample) for sample in batch_data_samples]
             losses = self.rpn_head.loss(features, samples)
             losses = {name if "rpn" in name else f"rpn_{name}": value for name, value in losses.items()}
-            with torch.no_grad():
+            with torch.no_grad(), statistics_kept(self.rpn_head), self._thresholds_of_training():
                 proposals = self.rpn_head.predict(features, samples, rescale=False)
         return losses | self.roi_head.loss(features, proposals, batch_data_samples)
+
+    @contextmanager
+    def _thresholds_of_training(self) -> Iterator[None]:
+        """Let a dense head predict by ``train_cfg.rpn_proposal``, where that is given, as by its ``test_cfg``."""
+        head: Any = self.rpn_head
+        if not self.has_proposal_cfg:
+            yield
+            return
+        own, head.test_cfg = head.test_cfg, self.proposal_cfg
+        try:
+            yield
+        finally:
+            head.test_cfg = own
 
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: Sequence[DetDataSample], rescale: bool = True

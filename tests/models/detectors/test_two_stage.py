@@ -49,13 +49,19 @@ def test_proposals_of_the_data_replace_the_first_stage():
         model.loss(images, samples)
 
 
-def test_any_dense_head_of_one_class_may_propose():
+def with_retina(**changes):
+    """The slim detector, with a RetinaHead as its first stage."""
     cfg = slim()
     retina = load(CONFIGS / "retinanet/retinanet_r18_fpn_shapes.py").model.to_dict()
     head = retina["bbox_head"]
     head["anchor_generator"]["strides"] = [4, 8, 16]
-    cfg["rpn_head"] = {**head, "num_classes": 1}
+    cfg["rpn_head"] = {**head, "num_classes": 1, **changes}
     cfg["train_cfg"]["rpn"] = retina["train_cfg"]
+    return cfg
+
+
+def test_any_dense_head_of_one_class_may_propose():
+    cfg = with_retina()
     del cfg["train_cfg"]["rpn_proposal"]
     model = MODELS.build(cfg)
     images, samples = batch()
@@ -65,6 +71,44 @@ def test_any_dense_head_of_one_class_may_propose():
     assert samples[0].gt_instances.labels.equal(before)
     cfg["rpn_head"]["num_classes"] = 5
     with pytest.raises(ValueError, match=r"rpn_head\.num_classes must be 1, got 5"):
+        MODELS.build(cfg)
+
+
+def proposals_of_a_step(model, monkeypatch):
+    """How many proposals of each image the second stage learns from."""
+    seen = []
+    loss = model.roi_head.loss
+    monkeypatch.setattr(model.roi_head, "loss", lambda x, found, samples: seen.extend(found) or loss(x, found, samples))
+    model.loss(*batch())
+    return [len(one) for one in seen]
+
+
+def test_any_dense_head_proposes_by_the_thresholds_of_training(monkeypatch):
+    cfg = with_retina()
+    cfg["train_cfg"]["rpn_proposal"] = {"nms_pre": 30, "max_per_img": 7}
+    cfg["test_cfg"]["rpn"] = {"nms_pre": 30, "max_per_img": 5}
+    model = MODELS.build(cfg)
+    assert proposals_of_a_step(model, monkeypatch) == [7, 7]
+    images, samples = batch()
+    features = model.eval().extract_feat(images)
+    assert [len(one) for one in model._proposals(features, samples)] == [5, 5]
+    del cfg["train_cfg"]["rpn_proposal"]
+    assert proposals_of_a_step(MODELS.build(cfg), monkeypatch) == [5, 5]
+
+
+def test_a_dense_head_that_runs_twice_counts_a_step_once():
+    model = MODELS.build(with_retina(norm_cfg={"type": "BN"})).train()
+    model.loss(*batch())
+    counts = [value for name, value in model.rpn_head.named_buffers() if name.endswith("num_batches_tracked")]
+    assert counts
+    assert all(count == 3 for count in counts)  # levels
+
+
+def test_thresholds_of_proposals_that_nothing_reads_are_refused():
+    cfg = slim()
+    cfg["rpn_head"] = {"type": "CenterNetHead", "in_channels": 64, "feat_channels": 8}
+    cfg["train_cfg"]["rpn"] = cfg["test_cfg"]["rpn"] = None
+    with pytest.raises(ValueError, match=r"FasterRCNN: train_cfg\.rpn_proposal is not read by CenterNetHead; leave it"):
         MODELS.build(cfg)
 
 
