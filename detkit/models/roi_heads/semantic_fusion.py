@@ -51,7 +51,7 @@ def semantic_loss(head: Any, pred: Tensor, batch_data_samples: Sequence[DetDataS
     sizes = sorted({tuple(one.shape[-2:]) for one in maps})
     if len(sizes) > 1:
         raise ValueError(
-            f"{name}: semantic maps of a batch must have one size, got {', '.join(map(str, sizes))}; are they padded as "
-            "the images are (pad_seg=True of the data preprocessor)?"
+            f"{name}: semantic maps of a batch must have one size, got {', '.join(map(str, sizes))}; are they padded "
+            "as the images are (pad_seg=True of the data preprocessor)?"
         )
     return head.loss(pred, torch.stack(maps))
