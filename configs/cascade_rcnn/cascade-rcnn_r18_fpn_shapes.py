@@ -1,6 +1,8 @@
 """Cascade R-CNN, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/1906.09756
 
 python tools/train.py configs/cascade_rcnn/cascade-rcnn_r18_fpn_shapes.py
+
+bbox mAP 0.57 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/schedules/schedule_shapes.py"]

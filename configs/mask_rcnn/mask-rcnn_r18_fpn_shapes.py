@@ -1,6 +1,8 @@
 """Mask R-CNN, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/1703.06870
 
 python tools/train.py configs/mask_rcnn/mask-rcnn_r18_fpn_shapes.py
+
+bbox mAP 0.50, segm mAP 0.45 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = ["../_base_/datasets/shapes_instance.py", "../_base_/schedules/schedule_shapes.py"]

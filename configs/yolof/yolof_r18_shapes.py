@@ -1,6 +1,8 @@
 """YOLOF, half-width ResNet-18, on the embedded example data. https://arxiv.org/abs/2103.09460
 
 python tools/train.py configs/yolof/yolof_r18_shapes.py
+
+bbox mAP 0.66 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/schedules/schedule_shapes.py"]
