@@ -6,7 +6,7 @@ DEMO_CONFIG := configs/retinanet/retinanet_r18_fpn_shapes.py
 DEMO_DIR := work_dirs/retinanet_r18_fpn_shapes
 ARGS ?=
 
-.PHONY: demo train-all test test-slow test-kill gpu-speed lint format clean
+.PHONY: demo train-all test test-slow test-kill test-gpu gpu-speed lint format clean
 
 demo: $(VENV)/.installed ## Train, evaluate and look at a RetinaNet on the example data.
 	$(BIN)/python tools/train.py $(DEMO_CONFIG) $(ARGS)
@@ -22,6 +22,10 @@ test-slow: $(VENV)/.dev ## What takes minutes: the demo, twice.
 
 test-kill: $(VENV)/.dev ## Some 150 runs killed without warning, and resumed; 10 minutes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow tests/engine/resuming/test_kill.py
+
+test-gpu: $(VENV)/.dev ## On a CUDA device: every method, runs of the tools, the reference values.
+	$(BIN)/python -m pytest -m gpu tests/gpu
+	DETKIT_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/models/test_parity.py tests/losses/test_parity.py
 
 gpu-speed: $(VENV)/.installed ## Images per second and peak memory of a training step; needs a GPU.
 	$(BIN)/python tools/benchmark.py gpu $(ARGS)

@@ -1,11 +1,13 @@
 """Reference cases under ``tests/data/parity``: how to load, build, call and compare them.
 
-Each file is a list of cases: config, method, inputs, and what MMDetection 3.3.0 returned.
+Each file is a list of cases: config, method, inputs, and what MMDetection 3.3.0 returned. DETKIT_TEST_DEVICE=cuda
+compares on a GPU.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from detkit.structures.masks import BitmapMasks, PolygonMasks
 from detkit.structures.sample import DetDataSample
 
 DATA = Path(__file__).parent / "data" / "parity"
+DEVICE = torch.device(os.environ.get("DETKIT_TEST_DEVICE", "cpu"))
+if DEVICE.type == "cuda":
+    torch.backends.cudnn.allow_tf32 = False  # ten bits of a mantissa meet no tolerance here
 
 
 def cases(name: str) -> list[Any]:
@@ -95,7 +100,7 @@ def instances(fields: Mapping[str, Any]) -> InstanceData:
         elif name == "masks" and value.dtype == torch.uint8:
             found["masks"] = BitmapMasks(value.numpy().copy(), *value.shape[1:])
         else:
-            found[name] = value.clone()
+            found[name] = value.clone().to(DEVICE)
     return InstanceData(**found)
 
 
@@ -105,7 +110,7 @@ def data_sample(case: Mapping[str, Any]) -> DetDataSample:
     sample.gt_instances = instances(case["gt_instances"])
     sample.ignored_instances = instances(case["ignored_instances"])
     if "gt_sem_seg" in case:
-        sample.gt_sem_seg = PixelData(sem_seg=case["gt_sem_seg"].clone())
+        sample.gt_sem_seg = PixelData(sem_seg=case["gt_sem_seg"].clone().to(DEVICE))
     return sample
 
 
@@ -119,11 +124,18 @@ def arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = [instances(one) for one in value]
         elif name.endswith("data_samples"):
             found[name] = [data_sample(one) for one in value]
-        elif isinstance(value, Tensor):
-            found[name] = value.clone()
         else:
-            found[name] = value
+            found[name] = on_device(value)
     return found
+
+
+def on_device(value: Any) -> Any:
+    """Copies of tensors, also within lists and dicts; what is none of these as it is."""
+    if isinstance(value, Tensor):
+        return value.clone().to(DEVICE)
+    if isinstance(value, (list, tuple)):
+        return type(value)(on_device(one) for one in value)
+    return {key: on_device(one) for key, one in value.items()} if type(value) is dict else value
 
 
 def assert_same(actual: Any, expected: Any, rtol: float, atol: float, where: str = "") -> None:
@@ -138,7 +150,13 @@ def assert_same(actual: Any, expected: Any, rtol: float, atol: float, where: str
             assert_same(a, e, rtol, atol, f"{where}[{index}]")
     elif isinstance(expected, Tensor):
         torch.testing.assert_close(
-            actual, expected, rtol=rtol, atol=atol, equal_nan=True, check_dtype=expected.dtype != torch.bool, msg=None
+            actual.cpu() if isinstance(actual, Tensor) else actual,
+            expected,
+            rtol=rtol,
+            atol=atol,
+            equal_nan=True,
+            check_dtype=expected.dtype != torch.bool,
+            msg=None,
         )
     elif isinstance(expected, float):
         assert actual == pytest.approx(expected, rel=rtol, abs=atol, nan_ok=True), where

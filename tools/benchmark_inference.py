@@ -2,6 +2,7 @@
 
 python tools/benchmark.py infer
 python tools/benchmark.py infer --only fcos --size 800 1344 --runs 3
+python tools/benchmark.py infer --device cuda --batch 16 --dtype bfloat16 --compile
 
 Both have the same backbone weights and random heads, whose bias is set so that some 1000 pairs of an image score above
 the threshold. They predict the same batch in turn, from normalised images to boxes; the table gives medians, the median
@@ -43,6 +44,8 @@ CASES = {
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    from benchmark_step import add_device_options  # beside this file
+
     parser = argparse.ArgumentParser(prog="benchmark.py infer", description="Time predictions beside torchvision's.")
     parser.add_argument("--only", nargs="+", choices=CASES, help="these cases (default: all)")
     parser.add_argument("--batch", type=int, default=4, help="images (default: 4)")
@@ -50,6 +53,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", **size, default=[320, 320], help="pixels (default: 320 320)")
     parser.add_argument("--runs", type=int, default=7, help="pairs of runs, after one that does not count (default: 7)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    add_device_options(parser)
     parser.add_argument("--contiguous", action="store_true", help="leave detkit's model in torch's usual memory format")
     args = parser.parse_args(arguments)
     if min(args.batch, args.runs, args.threads, *args.size) < 1:
@@ -57,7 +61,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def models(case: Case, size: tuple[int, int]) -> tuple[Any, Any]:
+def models(case: Case, size: tuple[int, int], device: str) -> tuple[Any, Any]:
     """detkit's model and torchvision's, with one backbone's weights."""
     import torch
     from torchvision.models import detection
@@ -79,7 +83,7 @@ def models(case: Case, size: tuple[int, int]) -> tuple[Any, Any]:
             if isinstance(layer, torch.nn.Conv2d) and layer.weight.std() < 0.011:
                 # Deep random towers fade out; boxes that wander off have no area.
                 torch.nn.init.normal_(layer.weight, std=0.003 if layer.out_channels in (4, 36) else 0.03)
-    return ours, theirs
+    return ours.to(device), theirs.to(device)
 
 
 def raise_scores(bias: Any, logits: Callable[[], Any], pairs: int, threshold: float) -> None:
@@ -91,21 +95,30 @@ def raise_scores(bias: Any, logits: Callable[[], Any], pairs: int, threshold: fl
     bias.fill_(float(torch.logit(torch.tensor(threshold)) - best))
 
 
-def seconds(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def seconds(function: Callable[[], Any], device: str) -> float:
+    """On a clock on the wall: threads count too."""
+    import torch
+
+    def now() -> float:
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    start = now()
     function()
-    return time.perf_counter() - start
+    return now() - start
 
 
 def row(name: str, args: argparse.Namespace) -> list[str]:
     """The line of a case."""
     import torch
+    from benchmark_step import compile_both
 
     from detkit.structures import DetDataSample
 
-    case, size = CASES[name], tuple(args.size)
-    ours, theirs = models(case, size)
-    images = torch.rand(args.batch, 3, *size)
+    case, size, device = CASES[name], tuple(args.size), args.device
+    ours, theirs = models(case, size, device)
+    images = torch.rand(args.batch, 3, *size).to(device)
     head, own_images = ours.bbox_head, images
     if not args.contiguous:
         ours = ours.to(memory_format=torch.channels_last)
@@ -120,29 +133,32 @@ def row(name: str, args: argparse.Namespace) -> list[str]:
     raise_scores(their_head.cls_logits.bias, of_theirs, pairs, theirs.score_thresh)
     facts = {"img_shape": size, "ori_shape": size, "scale_factor": (1.0, 1.0)}
     samples = [DetDataSample(metainfo=facts) for _ in range(args.batch)]
+    compile_both(ours, theirs, args)
     found = [len(sample.pred_instances.scores) for sample in ours.predict(own_images, samples)]
     expected = [len(one["boxes"]) for one in theirs(list(images))]
     runs = [
-        (seconds(lambda: theirs(list(images))), seconds(lambda: ours.predict(own_images, samples)))
+        (seconds(lambda: theirs(list(images)), device), seconds(lambda: ours.predict(own_images, samples), device))
         for _ in range(args.runs)
     ]
     features = ours.extract_feat(own_images)
     outputs = head(features)
-    head.forward = lambda _: outputs
-    post = min(seconds(lambda: head.predict(features, samples, rescale=True)) for _ in range(3))
+    head.forward, head._compiled_call_impl = lambda _: outputs, None
+    post = min(seconds(lambda: head.predict(features, samples, rescale=True), device) for _ in range(3))
     yardstick, own = (statistics.median(column) for column in zip(*runs, strict=True))
     ratio = statistics.median(second / first for first, second in runs)
     counts = f"{sum(expected)}, {sum(found)}"
-    return [name, f"{yardstick:.2f}", f"{own:.2f}", f"{ratio:.2f}", f"{post * 1e3:.1f} ms", f"{post / own:.1%}", counts]
+    return [name, f"{yardstick:.3f}", f"{own:.3f}", f"{ratio:.3f}", f"{post * 1e3:.1f} ms", f"{post / own:.1%}", counts]
 
 
 def benchmark(args: argparse.Namespace) -> None:
     import torch
+    from benchmark_step import autocast, conditions
     from terminaltables import AsciiTable
 
     torch.set_num_threads(args.threads)
     header = ["model", "torchvision s", "detkit s", "ratio", "postprocessing", "its share", "detections"]
-    with torch.no_grad():
+    print(conditions(args).replace("CPU time", "wall time"))
+    with torch.no_grad(), autocast(args):
         print(AsciiTable([header, *(row(name, args) for name in args.only or CASES)]).table)
 
 

@@ -1,7 +1,8 @@
-"""Seconds of a training step of RetinaNet and FCOS R50-FPN beside torchvision's models of that name, on a CPU.
+"""Seconds of a training step of RetinaNet and FCOS R50-FPN beside torchvision's models of that name.
 
 python tools/benchmark.py step
 python tools/benchmark.py step --split --size 800 1344 --warmup 0 --runs 1
+python tools/benchmark.py step --device cuda --batch 16 --dtype bfloat16 --compile
 
 A step is preprocessing, forward, losses, backward and an update by SGD, of the same images, objects and weights. Batch
 norms are frozen in both, as are the stem and the first stage, and neither resizes. Both models run in turn; the table
@@ -46,15 +47,62 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=15, help="pairs of steps that count (default: 15)")
     parser.add_argument("--warmup", type=int, default=1, help="pairs before that (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    add_device_options(parser)
     parser.add_argument("--contiguous", action="store_true", help="leave detkit's model in torch's usual memory format")
     parser.add_argument("--channels-last", action="store_true", help="put torchvision's model in channels_last too")
     parser.add_argument("--split", action="store_true", help="convolutions and the rest apart")
     args = parser.parse_args(arguments)
     if min(args.batch, args.runs, args.threads, *args.size) < 1 or min(args.objects, args.warmup) < 0:
         parser.error("--batch, --size, --runs and --threads must be at least 1, --objects and --warmup at least 0")
+    if args.split and args.dtype != "float32":
+        parser.error("--split times convolutions in float32 alone")
     if any(side % 32 for side in args.size):
         parser.error(f"--size must be multiples of 32, which neither model pads, got {args.size[0]} {args.size[1]}")
     return args
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Where and how both models run."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of autocast")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the layers of both")
+
+
+def autocast(args: argparse.Namespace) -> Any:
+    """In what a model runs."""
+    import torch
+
+    device = torch.device(args.device).type
+    return torch.autocast(device, dtype=torch.bfloat16) if args.dtype == "bfloat16" else nullcontext()
+
+
+def compile_both(ours: Any, theirs: Any, args: argparse.Namespace) -> None:
+    """Compile, where it is asked for, what in both goes from tensors to tensors."""
+    import torch
+
+    from detkit.engine import compile_model
+
+    if not args.compile:
+        return
+    torch._dynamo.reset()
+    compile_model(ours, True, torch.device(args.device))
+    theirs.backbone.compile()
+    heads = [theirs.head] if hasattr(theirs, "head") else [theirs.rpn.head, theirs.roi_heads.box_head]
+    for head in heads:
+        head.compile()
+
+
+def conditions(args: argparse.Namespace) -> str:
+    """What a table's numbers depend on."""
+    import torch
+
+    height, width = args.size
+    compiled = ", compiled" if args.compile else ""
+    if args.device == "cpu":
+        where = f"{args.threads} thread(s), CPU time"
+    else:
+        where = f"{torch.cuda.get_device_name(args.device)}, torch {torch.__version__}"
+    return f"{args.batch} x {height} x {width}, {args.dtype}{compiled}, {where}"
 
 
 def torchvision_model(name: str) -> Any:
@@ -101,22 +149,27 @@ def copy_weights(name: str, ours: Any, theirs: Any) -> None:
         target.load_state_dict(source.state_dict())
 
 
-def clock() -> float:
-    """Seconds of this process: what else the machine does must not count."""
-    return time.process_time()
+def clock(device: str) -> float:
+    """Seconds: on a CPU those of this process, as what else the machine does must not count."""
+    if device == "cpu":
+        return time.process_time()
+    import torch
+
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @contextmanager
-def convolution_clock() -> Iterator[list[float]]:
+def convolution_clock(device: str) -> Iterator[list[float]]:
     """Within, the list gets the seconds of each convolution, forward and backward."""
     import torch
 
     taken: list[float] = []
 
     def clocked(function: Callable[..., Any], *arguments: Any) -> Any:
-        start = clock()
+        start = clock(device)
         out = function(*arguments)
-        taken.append(clock() - start)
+        taken.append(clock(device) - start)
         return out
 
     class Convolution(torch.autograd.Function):
@@ -151,30 +204,44 @@ def steps(name: str, args: argparse.Namespace) -> tuple[Callable[[], Any], Calla
     import torch
     from benchmark_gpu import make_batch  # beside this file
 
-    from detkit.engine import OptimWrapper
-    from detkit.engine.run.train_step import train_step
-
     torch.manual_seed(0)
-    ours, theirs = detkit_model(name).train(), torchvision_model(name).train()
+    ours, theirs = (model.to(args.device).train() for model in (detkit_model(name), torchvision_model(name)))
     copy_weights(name, ours, theirs)
     for model, channels_last in ((ours, not args.contiguous), (theirs, args.channels_last)):
         if channels_last:
             model.to(memory_format=torch.channels_last)
-    batch = make_batch(args, 80, "cpu")
+    compile_both(ours, theirs, args)
+    batch = make_batch(args, 80, args.device)
     images = [image / 255 for image in batch["inputs"]]
     objects = [
         {"boxes": sample.gt_instances.bboxes, "labels": sample.gt_instances.labels} for sample in batch["data_samples"]
     ]
 
+    return training(ours, theirs, batch, images, objects, args)
+
+
+def training(
+    ours: Any, theirs: Any, batch: dict[str, Any], images: list[Any], objects: list[Any], args: argparse.Namespace
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """A step of torchvision's model and one of detkit's, from images to the update; each returns its loss."""
+    import torch
+
+    from detkit.engine import AmpOptimWrapper, OptimWrapper
+    from detkit.engine.run.train_step import train_step
+
     def optimizer(model: Any) -> Any:
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return torch.optim.SGD(learning, lr=1e-4, momentum=0.9, weight_decay=1e-4)
 
-    of_theirs, of_ours = optimizer(theirs), OptimWrapper(optimizer(ours))
+    of_theirs = optimizer(theirs)
+    of_ours: OptimWrapper = OptimWrapper(optimizer(ours))
+    if args.dtype == "bfloat16":
+        of_ours = AmpOptimWrapper(optimizer=optimizer(ours), dtype=args.dtype)
     of_ours.initialize_count_status(ours, 0, args.warmup + args.runs)
 
     def yardstick() -> Any:
-        loss = sum(theirs(images, objects).values())
+        with autocast(args):
+            loss = sum(theirs(images, objects).values())
         of_theirs.zero_grad()
         loss.backward()
         of_theirs.step()
@@ -183,12 +250,12 @@ def steps(name: str, args: argparse.Namespace) -> tuple[Callable[[], Any], Calla
     return yardstick, lambda: train_step(ours, batch, of_ours)["loss"]
 
 
-def measure(step: Callable[[], Any], split: bool) -> tuple[float, float, float]:
+def measure(step: Callable[[], Any], args: argparse.Namespace) -> tuple[float, float, float]:
     """Seconds of a step, those of what in it is no convolution (all without ``split``), and the loss."""
-    with convolution_clock() if split else nullcontext([]) as convolutions:
-        start = clock()
+    with convolution_clock(args.device) if args.split else nullcontext([]) as convolutions:
+        start = clock(args.device)
         loss = step()
-        taken = clock() - start
+        taken = clock(args.device) - start
     return taken, taken - sum(convolutions), float(loss)
 
 
@@ -203,7 +270,7 @@ def benchmark(args: argparse.Namespace) -> None:
     ]
     for name in args.only or CONFIGS:
         both = steps(name, args)
-        pairs = [[measure(step, args.split) for step in both] for _ in range(args.warmup + args.runs)]
+        pairs = [[measure(step, args) for step in both] for _ in range(args.warmup + args.runs)]
         losses = ", ".join(f"{loss:.3f}" for _, _, loss in pairs[0])
         del pairs[: args.warmup]
         cells = []
@@ -216,8 +283,7 @@ def benchmark(args: argparse.Namespace) -> None:
                 f"{ratio:.3f}",
             ]
         rows.append([name, *cells, losses])
-    height, width = args.size
-    print(f"{args.batch} x {height} x {width}, {args.objects} objects an image, {args.threads} thread(s), CPU time")
+    print(f"{args.objects} objects an image, {conditions(args)}")
     print(GithubFlavoredMarkdownTable(rows).table)
 
 

@@ -1,8 +1,9 @@
-"""Seconds of Faster and Mask R-CNN R50-FPN beside torchvision's models of that name, on a CPU.
+"""Seconds of Faster and Mask R-CNN R50-FPN beside torchvision's models of that name.
 
 python tools/benchmark.py two-stage
 python tools/benchmark.py two-stage --what targets --size 800 1344 --objects 100 --runs 5
 python tools/benchmark.py two-stage --what infer --batch 4
+python tools/benchmark.py two-stage --device cuda --batch 16 --dtype bfloat16
 
 ``step`` is a training step: preprocessing, forward, losses, backward and an update by SGD. ``targets`` is what in it is
 neither layers nor losses: proposals, assignment, sampling and what is to be learnt, masks too. ``infer`` is a
@@ -32,6 +33,8 @@ MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    from benchmark_step import add_device_options  # beside this file
+
     parser = argparse.ArgumentParser(prog="benchmark.py two-stage", description="Time R-CNNs beside torchvision's.")
     parser.add_argument("--only", nargs="+", choices=CONFIGS, help="these models (default: both)")
     parser.add_argument("--what", choices=WHAT, default="step", help="what is timed (default: step)")
@@ -42,6 +45,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=9, help="pairs of runs that count (default: 9)")
     parser.add_argument("--warmup", type=int, default=1, help="pairs before that (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    add_device_options(parser)
     parser.add_argument("--contiguous", action="store_true", help="leave detkit's model in torch's usual memory format")
     args = parser.parse_args(arguments)
     if min(args.batch, args.objects, args.runs, args.threads, *args.size) < 1 or args.warmup < 0:
@@ -98,7 +102,7 @@ def make_data(name: str, args: argparse.Namespace) -> tuple[dict[str, Any], list
 
     from detkit.structures import BitmapMasks
 
-    batch = make_batch(args, 80, "cpu")
+    batch = make_batch(args, 80, args.device)
     images = [image / 255 for image in batch["inputs"]]
     objects = []
     for sample in batch["data_samples"]:
@@ -106,7 +110,7 @@ def make_data(name: str, args: argparse.Namespace) -> tuple[dict[str, Any], list
         target = {"boxes": found.bboxes, "labels": found.labels + 1}
         if name == "mask-rcnn":
             target["masks"] = discs(found.bboxes, args.size)
-            found.masks = BitmapMasks(target["masks"].numpy(), *args.size)
+            found.masks = BitmapMasks(target["masks"].cpu().numpy(), *args.size)
         objects.append(target)
         sample.set_metainfo({"scale_factor": (1.0, 1.0)})
     assert torch.stack(images).isfinite().all()
@@ -117,35 +121,10 @@ def discs(boxes: Any, size: Sequence[int]) -> Any:
     """An ellipse in each box (G, 4): (G, H, W) uint8."""
     import torch
 
-    x, y = torch.arange(size[1]) + 0.5, torch.arange(size[0]) + 0.5
+    x, y = (torch.arange(side, device=boxes.device) + 0.5 for side in (size[1], size[0]))
     x1, y1, x2, y2 = (boxes[:, i, None] for i in range(4))
     across, down = (2 * x - x1 - x2) / (x2 - x1), (2 * y - y1 - y2) / (y2 - y1)
     return (across[:, None, :] ** 2 + down[:, :, None] ** 2 <= 1).to(torch.uint8)
-
-
-def steps(ours: Any, theirs: Any, data: tuple[Any, ...], total: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """A training step of torchvision's model and one of detkit's."""
-    import torch
-
-    from detkit.engine import OptimWrapper
-    from detkit.engine.run.train_step import train_step
-
-    batch, images, objects = data
-
-    def optimizer(model: Any) -> Any:
-        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return torch.optim.SGD(learning, lr=1e-4, momentum=0.9, weight_decay=1e-4)
-
-    of_theirs, of_ours = optimizer(theirs.train()), OptimWrapper(optimizer(ours.train()))
-    of_ours.initialize_count_status(ours, 0, total)
-
-    def yardstick() -> Any:
-        loss = sum(theirs(images, objects).values())
-        of_theirs.zero_grad()
-        loss.backward()
-        of_theirs.step()
-
-    return yardstick, lambda: train_step(ours, batch, of_ours)
 
 
 def targets(ours: Any, theirs: Any, data: tuple[Any, ...]) -> tuple[Callable[[], Any], Callable[[], Any]]:
@@ -227,25 +206,29 @@ def predictions(ours: Any, theirs: Any, data: tuple[Any, ...], args: argparse.Na
 def row(name: str, args: argparse.Namespace) -> list[str]:
     """The line of a model."""
     import torch
-    from benchmark_step import clock
+    from benchmark_step import autocast, clock, compile_both, training
 
     torch.manual_seed(0)
-    ours, theirs = detkit_model(name), torchvision_model(name)
+    ours, theirs = (model.to(args.device) for model in (detkit_model(name), torchvision_model(name)))
     copy_weights(ours, theirs)
     if not args.contiguous:
         ours.to(memory_format=torch.channels_last)
     data = make_data(name, args)
+    compile_both(ours, theirs, args)
     if args.what == "step":
-        both = steps(ours, theirs, data, args.warmup + args.runs)
+        both = training(ours.train(), theirs.train(), *data, args)
     else:
         both = targets(ours, theirs, data) if args.what == "targets" else predictions(ours, theirs, data, args)
 
     def seconds(function: Callable[[], Any]) -> float:
-        start = clock()
+        start = clock(args.device)
         function()
-        return clock() - start
+        return clock(args.device) - start
 
-    with nullcontext() if args.what == "step" else torch.no_grad():
+    with (
+        nullcontext() if args.what == "step" else torch.no_grad(),
+        nullcontext() if args.what == "step" else autocast(args),
+    ):
         pairs = [[seconds(function) for function in both] for _ in range(args.warmup + args.runs)]
     del pairs[: args.warmup]
     yardstick, own = (statistics.median(column) for column in zip(*pairs, strict=True))
@@ -255,13 +238,12 @@ def row(name: str, args: argparse.Namespace) -> list[str]:
 
 def benchmark(args: argparse.Namespace) -> None:
     import torch
+    from benchmark_step import conditions
     from terminaltables import GithubFlavoredMarkdownTable
 
     torch.set_num_threads(args.threads)
     rows = [["model", "torchvision ms", "detkit ms", "ratio"], *(row(name, args) for name in args.only or CONFIGS)]
-    height, width = args.size
-    what = f"{args.what}, {args.batch} x {height} x {width}"
-    print(f"{what}, {args.objects} objects an image, {args.threads} thread(s), CPU time")
+    print(f"{args.what}, {args.objects} objects an image, {conditions(args)}")
     print(GithubFlavoredMarkdownTable(rows).table)
 
 

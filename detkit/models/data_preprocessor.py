@@ -106,8 +106,16 @@ class DetDataPreprocessor(BaseDataPreprocessor):
 
     def _stack(self, images: list[Tensor], height: int, width: int) -> Tensor:
         """One tensor, padded before the copy so that the device gets it in one piece; then normalised."""
-        padded = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
-        batch = self.cast_data(torch.stack(padded))
+        first = images[0]
+        # A copy from memory that may be paged out would wait.
+        pinned = first.device.type == "cpu" and self.device.type == "cuda"
+        shape = (len(images), first.shape[0], height, width)
+        stacked = torch.zeros(shape, dtype=first.dtype, device=first.device, pin_memory=pinned)
+        for row, image in zip(stacked, images, strict=True):
+            if image.shape[0] != len(row):
+                raise ValueError(f"images of {len(row)} and of {image.shape[0]} channels cannot be one batch")
+            row[:, : image.shape[1], : image.shape[2]] = image
+        batch = self.cast_data(stacked)
         if self.swaps_channels and batch.shape[1] == 3:
             batch = batch.flip(1)
         batch = batch.float()

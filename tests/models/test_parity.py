@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from reference import arguments, assert_same, cases, load_weights
+from reference import DEVICE, arguments, assert_same, cases, load_weights
 
 from detkit.registry import MODELS
 from detkit.structures import DetDataSample
@@ -110,7 +110,7 @@ def built(case):
     for path, value in attributes.items():
         *owners, name = path.split(".")
         setattr(module.get_submodule(".".join(owners)), name, value)
-    return module
+    return module.to(DEVICE)
 
 
 def gradient_norms(losses, module, features=()):
@@ -141,7 +141,7 @@ def assert_detections(actual, expected, score_atol, box_atol, unsettled=0):
     assert len(actual.scores) == len(expected["scores"])
 
     def rows(one):
-        return torch.cat([one["labels"][:, None].float(), one["scores"][:, None], one["bboxes"]], dim=1)
+        return torch.cat([one["labels"][:, None].float(), one["scores"][:, None], one["bboxes"]], dim=1).cpu()
 
     rest = list(range(len(actual.scores)))
     found = rows({key: actual[key] for key in ("labels", "scores", "bboxes")})
@@ -155,7 +155,7 @@ def assert_detections(actual, expected, score_atol, box_atol, unsettled=0):
         assert close.any(), row
         same = rest.pop(int(close.int().argmax()))
         if masks is not None:
-            assert mask_iou(actual.masks[same], masks[number]) > 0.98, row
+            assert mask_iou(actual.masks[same].cpu(), masks[number]) > 0.98, row
 
 
 def masks_of(expected):

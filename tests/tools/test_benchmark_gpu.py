@@ -33,10 +33,16 @@ def test_a_table_is_printed(tool, capsys):
     tool.benchmark(tool.parse_args([*SMALL, "--config", config, "--only", *names]))
     rows = [line.strip("| ").split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
     assert [row[0].strip() for row in rows] == names
-    for _, per_second, milliseconds, memory in rows:
+    for _, per_second, milliseconds, memory, waits in rows:
         assert float(per_second) == pytest.approx(1e3 / float(milliseconds), rel=0.1)
-        assert memory.strip() == "not measured"
+        assert memory.strip() == waits.strip() == "not measured"
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_step_of_two_stages_is_timed(tool, capsys):
+    config = str(ROOT / "configs/faster_rcnn/faster-rcnn_r18_fpn_shapes.py")
+    tool.benchmark(tool.parse_args([*SMALL, "--config", config, "--only", "fp32"]))
+    assert "| fp32 |" in capsys.readouterr().out
 
 
 def test_the_cases_differ_in_what_they_say(tool):

@@ -33,6 +33,7 @@ def test_both_models_have_one_loss():
     [
         (["--runs", "0"], "--batch, --size, --runs and --threads must be at least 1"),
         (["--size", "100", "64"], "--size must be multiples of 32, which neither model pads, got 100 64"),
+        (["--split", "--dtype", "bfloat16"], "--split times convolutions in float32 alone"),
     ],
 )
 def test_wrong_arguments(arguments, message):
@@ -50,7 +51,7 @@ def test_the_clock_changes_no_gradient(monkeypatch):
     x = torch.randn(1, 2, 8, 8, requires_grad=True)
     leaves = (x, *layer.parameters())
     expected = torch.autograd.grad(layer(x).square().sum(), leaves)
-    with convolution_clock() as taken:
+    with convolution_clock("cpu") as taken:
         found = torch.autograd.grad(layer(x).square().sum(), leaves)
     torch.testing.assert_close(found, expected)
     assert len(taken) == 2
