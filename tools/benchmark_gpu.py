@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import statistics
 import sys
 import time
@@ -99,7 +100,11 @@ def make_step(case: Case, args: argparse.Namespace, device: Any) -> Callable[[],
     cfg = load(args.config)
     cfg.model.backbone.pop("init_cfg", None)  # weights do not matter here
     torch.manual_seed(0)
-    model = MODELS.build(cfg.model).to(device)
+    model = MODELS.build(cfg.model)
+    logging.disable(logging.INFO)  # a line for each parameter
+    model.init_weights()
+    logging.disable(logging.NOTSET)
+    model.to(device)
     if case.channels_last:
         model.to(memory_format=torch.channels_last)
     wrapper: dict[str, Any] = {"optimizer": {**cfg.optim_wrapper.optimizer, "lr": 1e-4}}

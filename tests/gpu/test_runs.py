@@ -61,6 +61,47 @@ def test_between_two_lines_of_the_log_nothing_waits(cfg, monkeypatch):
     assert found.count(19) + found.count(20) >= 1  # a line reads values
 
 
+HOOKED = f"""_base_ = ["{ROOT / RETINANET}"]
+custom_hooks = [
+    dict(type="EMAHook"),
+    dict(type="TorchProfilerHook", begin=10, end=13),
+    dict(type="CudaMemoryHook"),
+    dict(type="PreciseBNHook", num_iters=8),
+    dict(type="ChannelsLastHook"),
+]
+train_cfg = dict(max_epochs=1, val_interval=1)
+"""
+
+
+def test_a_run_with_many_hooks_and_the_tools_after_it(tmp_path):
+    config = tmp_path / "hooked.py"
+    config.write_text(HOOKED)
+    assert "bbox_mAP" in tool("train", config, "--work-dir", tmp_path / "run", "--amp")
+    checkpoint = tmp_path / "run/epoch_1.pth"
+    assert "bbox_mAP" in tool("test", config, checkpoint, "--work-dir", tmp_path / "test")
+    images = sorted((ROOT / "data/shapes/val/images").iterdir())[:4]
+    tool("infer", *images, "--checkpoint", checkpoint, "--out-dir", tmp_path / "found")
+    assert len(list((tmp_path / "found").iterdir())) == 4
+    plain = tool("train_plain", config, "--work-dir", tmp_path / "plain")
+    assert "iter 63/63" in plain
+
+
+def test_every_hook_and_the_tools_after_it(tmp_path):
+    hooks = (
+        "[dict(type='EMAHook'), dict(type='ProfilerHook'), dict(type='CudaMemoryHook'), "
+        "dict(type='PreciseBNHook', num_samples=64), dict(type='ChannelsLastHook')]"
+    )
+    options = ["train_cfg.max_epochs=1", "train_cfg.val_interval=1", f"custom_hooks={hooks}"]
+    out = tool("train", RETINANET, "--work-dir", tmp_path, "--amp", "--cfg-options", *options)
+    assert "bbox_mAP" in out
+    checkpoint = tmp_path / "epoch_1.pth"
+    out = tool("test", RETINANET, checkpoint, "--work-dir", tmp_path / "test")
+    assert "bbox_mAP" in out
+    tool("infer", ROOT / "data/shapes/val/images", RETINANET, "--weights", checkpoint, "--out-dir", tmp_path / "found")
+    plain = tool("train_plain", RETINANET, "--cfg-options", *options[:2])
+    assert "iter 63/63" in plain
+
+
 @pytest.mark.parametrize("options", [(), ("--amp",)], ids=["float32", "float16"])
 def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, options):
     common = ("--deterministic", *options, "--cfg-options", "train_cfg.max_epochs=2", "train_cfg.val_interval=2")

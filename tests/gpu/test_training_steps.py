@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import sys
+import importlib
 import warnings
 from contextlib import contextmanager
 
@@ -18,7 +18,7 @@ from detkit.engine.run.train_step import train_step
 from detkit.registry import MODELS
 
 pytestmark = pytest.mark.gpu
-STEPS = 2
+STEPS = 12
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def without_counting(function):
 def suppression_aside(monkeypatch):
     """What suppression waits for is not counted."""
     monkeypatch.setattr(torchvision.ops, "nms", without_counting(torchvision.ops.nms))
-    module = sys.modules["detkit.ops.nms_match"]
+    module = importlib.import_module("detkit.ops.nms_match")
     monkeypatch.setattr(module, "_unsuppressed", without_counting(module._unsuppressed))
 
 
@@ -90,15 +90,24 @@ def test_steps_in_mixed_precision_are_finite_and_change_weights(path, dtype, mod
     wrapper = AmpOptimWrapper(optimizer=optimizer_of(model), dtype=dtype)
     wrapper.initialize_count_status(model, 0, 10)
     before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
-    for _ in range(STEPS):
-        for kind in ("all", "some"):
-            outputs = train_step(model, batch(kind), wrapper)
-            assert outputs["loss"].dtype == torch.float32
-            assert torch.isfinite(outputs["loss"])
     after = [p for p in model.parameters() if p.requires_grad]
-    assert any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+    def changed():
+        return any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+    for step in range(STEPS):
+        outputs = train_step(model, batch(("all", "some")[step % 2]), wrapper)
+        assert outputs["loss"].dtype == torch.float32
+        assert torch.isfinite(outputs["loss"])
+        if step > 2 and changed():
+            break  # float16 halves the scale of its gradients first, once a step
+    assert changed()
 
 
 @parametrized(SLIM)
-def test_predictions(path, model):
+def test_predictions_after_some_steps(path, model):
+    wrapper = OptimWrapper(optimizer_of(model))
+    wrapper.initialize_count_status(model, 0, 10)
+    for _ in range(STEPS):
+        train_step(model, batch("all"), wrapper)
     expect_detections(model)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reference import arguments, assert_same, case_named, cases, load_weights
+from reference import DEVICE, arguments, assert_same, case_named, cases, load_weights
 
 from detkit.registry import MODELS
 
@@ -44,7 +44,9 @@ BETTER = {
 def reference_cases():
     for name in BETTER:
         for param in cases(f"losses/{name}"):
-            if param.id not in BETTER[name]:
+            # On a GPU a wrong label is found while the host has gone on, and ends the process.
+            ends_all = DEVICE.type == "cuda" and "error" in param.values[0]
+            if param.id not in BETTER[name] and not ends_all:
                 yield pytest.param(*param.values, id=f"{name}-{param.id}")
 
 
@@ -59,6 +61,7 @@ def run(case):
     module = MODELS.build(case["config"])
     if "state_dict" in case:
         load_weights(module, case)
+    module.to(DEVICE)
     inputs = arguments(case["inputs"])
     for name in case["grads"]:
         inputs[name].requires_grad_()

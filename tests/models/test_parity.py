@@ -94,6 +94,8 @@ DETECTOR_CASES = [
     pytest.param(case.values[0], unsettled, id=f"{name}-{case.id}")
     for name, unsettled in DETECTORS.items()
     for case in cases(f"detectors/{name}")
+    # Which of many proposals of one saturated score come in, an unstable sort decides, and a GPU's sorts otherwise.
+    if DEVICE.type == "cpu" or name != "FasterRCNN"
 ]
 
 
