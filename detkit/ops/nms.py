@@ -14,6 +14,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from detkit.ops.nms_rows import keep_of_rows
 from detkit.ops.soft_nms import SoftNMS
 from detkit.ops.values import check_limit, check_range
 from detkit.registry import check_keys, nearest, where
@@ -22,6 +23,8 @@ __all__ = ["NMS_KINDS", "HardNMS", "NMSCfg", "batched_nms", "nms"]
 
 # Every box that is kept is compared with all that follow: on a CPU, groups go to the kernel a few at a time.
 CPU_CHUNK = 512
+# The kernel's time grows with the square of the boxes of a call: more than these go by rows.
+CUDA_CALL = 2048
 # Coordinates beyond this are as good as infinite: with them, groups could not be told apart in float64.
 FAR = 2.0**30
 
@@ -71,6 +74,8 @@ class HardNMS:
             keep = torchvision.ops.nms(full, scores.to(full.dtype), self.iou_threshold)
         elif full.device.type == "cpu" and len(full) > CPU_CHUNK:
             keep = _keep_by_chunks(full, scores, groups, self.iou_threshold)
+        elif full.device.type == "cuda" and len(full) > CUDA_CALL:
+            keep = _keep_in_rows(full, scores, groups, self.iou_threshold)
         else:
             keep = _keep_of_groups(full, scores, groups, self.iou_threshold)
         kept_scores = scores[keep]
@@ -99,6 +104,12 @@ def _keep_by_chunks(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold
             kept.append(start + _keep_of_groups(boxes[part], own_scores[part], by_group[part], iou_threshold))
             start = end
     keep = order[torch.cat(kept)].sort().values
+    return keep[scores[keep].argsort(descending=True, stable=True)]
+
+
+def _keep_in_rows(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """As :func:`_keep_of_groups`, of many boxes on a GPU."""
+    keep = keep_of_rows(boxes, scores, groups, iou_threshold).nonzero().squeeze(1)
     return keep[scores[keep].argsort(descending=True, stable=True)]
 
 

@@ -9,7 +9,8 @@ from reference import arguments, assert_same, cases
 
 from detkit import ops
 from detkit.ops import NMS_KINDS, batched_nms, fast_nms, mask_matrix_nms, multiclass_nms, nms, soft_nms
-from detkit.ops.nms import HardNMS
+from detkit.ops.nms import HardNMS, _keep_in_rows, _keep_of_groups
+from detkit.ops.nms_rows import MAX_ROW
 
 NAMES = ("batched_nms", "fast_nms", "mask_matrix_nms", "multiclass_nms", "nms", "soft_nms")
 ALL = [case for name in NAMES for case in cases(f"nms/{name}")]
@@ -227,3 +228,37 @@ def test_a_kind_of_ones_own_is_named_in_the_table(monkeypatch):
 def test_wrong_configs_name_the_key(cfg, error, message):
     with pytest.raises(error, match=message):
         batched_nms(*random_boxes(1), cfg)
+
+
+@pytest.mark.parametrize(("count", "pairs"), [(1, 1 << 26), (300, 1 << 26), (2000, 1 << 20), (2000, 1)])
+@pytest.mark.parametrize("iou_threshold", [0.0, 0.1, 0.5, 1.0])
+def test_rows_keep_what_the_kernel_keeps(count, pairs, iou_threshold, monkeypatch):
+    """All rows at once, some at a time, one at a time."""
+    monkeypatch.setattr(import_module("detkit.ops.nms_rows"), "PAIRS", pairs)
+    boxes, scores, groups = random_boxes(count)
+    scores = (scores * 50).round() / 50  # some are equal
+    expected = _keep_of_groups(boxes, scores, groups, iou_threshold)
+    assert torch.equal(_keep_in_rows(boxes, scores, groups, iou_threshold), expected)
+
+
+def test_rows_settle_a_chain_longer_than_their_rounds():
+    """Each box beats the next: every other one stays."""
+    start = torch.arange(101.0)
+    boxes = torch.stack([start, torch.zeros(101), start + 3, torch.ones(101)], dim=1)
+    scores = torch.linspace(1, 0, 101)
+    keep = _keep_in_rows(boxes, scores, torch.zeros(101, dtype=torch.int64), 0.4)
+    assert keep.tolist() == list(range(0, 101, 2))
+
+
+def test_rows_do_not_keep_a_box_of_no_area_from_another():
+    boxes = torch.tensor([[5.0, 5, 5, 5], [5, 5, 5, 5], [5, 5, 6, 6]])
+    expected = _keep_of_groups(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.int64), 0.5)
+    assert torch.equal(_keep_in_rows(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3).long(), 0.5), expected)
+
+
+@pytest.mark.parametrize("others", [0, 1, 500])
+def test_a_group_longer_than_a_row_goes_to_the_kernel(others):
+    boxes, scores, groups = random_boxes(MAX_ROW + 1 + others, size=2000.0)
+    groups[others:] = 3
+    expected = _keep_of_groups(boxes, scores, groups, 0.5)
+    assert torch.equal(_keep_in_rows(boxes, scores, groups, 0.5), expected)

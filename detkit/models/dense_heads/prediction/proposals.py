@@ -82,8 +82,8 @@ def propose(candidates: Candidates, cfg: DenseTestCfg) -> Proposals:
     groups = image.expand_as(kept)
     if not cfg.nms.class_agnostic:
         groups = groups + num_images * candidates.labels
-    # What the thresholds leave out comes last, in a group of its own, so that it suppresses only its like.
-    groups = torch.where(kept, groups + 1, 0).flatten()
+    # What the thresholds leave out comes last, in groups of its own, so that it suppresses only its like.
+    groups = (2 * groups + kept).flatten()
     scores = torch.where(kept, scores, -1.0).flatten()
     if cfg.nms.suppress is None:
         scores, keep = scores.sort(descending=True, stable=True)

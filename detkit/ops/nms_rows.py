@@ -1,0 +1,116 @@
+"""Greedy suppression of many groups on a GPU.
+
+torchvision's CUDA kernel looks at one box after the other and compares each with all: a batch in one call takes time
+with the square of its boxes, and a call for each image leaves most of the device idle. Here groups are laid out in rows
+of equal length, all pairs of a row are compared at once, and "kept is what no kept box beats" is repeated for all rows
+together until nothing changes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["MAX_ROW", "keep_of_rows"]
+
+# Pairs compared at a time; of longer groups than a row the pairs would be too many.
+PAIRS = 1 << 26
+MIN_ROW, MAX_ROW = 256, 4096
+# Rounds between two looks whether anything has changed.
+ROUNDS = 8
+
+
+def keep_of_rows(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """Which boxes (D,) stay, bool.
+
+    Waits for the device to tell how large the groups are, then once for some rounds of some rows, and once for each
+    group of more than ``MAX_ROW`` boxes.
+
+    Args:
+        boxes: (D, 4).
+        scores: (D,); of equal ones the first comes first.
+        groups: (D,) int64; boxes of different groups do not meet.
+        iou_threshold: Overlap from which, itself excluded, a better box suppresses another.
+    """
+    best_first = scores.argsort(descending=True, stable=True)
+    by_group, order = groups[best_first].sort(stable=True)
+    order = best_first[order]
+    starts = np.flatnonzero(np.diff(by_group.cpu().numpy(), prepend=-1))
+    sizes = np.diff(starts, append=len(order))
+    keep = torch.zeros_like(groups, dtype=torch.bool)
+    for group in np.flatnonzero(sizes > MAX_ROW):
+        part = order[starts[group] : starts[group] + sizes[group]]
+        keep[part[torchvision.ops.nms(boxes[part], scores[part].to(boxes.dtype), iou_threshold)]] = True
+    short = sizes <= MAX_ROW
+    if not short.all():
+        in_short = _on_device(np.repeat(short, sizes).nonzero()[0], boxes)
+        order, by_group, sizes = order[in_short], by_group[in_short], sizes[short]
+    if len(sizes) > 0:
+        keep.index_copy_(0, order, _kept_in_rows(boxes[order], by_group, sizes, iou_threshold))
+    return keep
+
+
+def _kept_in_rows(boxes: Tensor, by_group: Tensor, sizes: NDArray[np.int64], iou_threshold: float) -> Tensor:
+    """Which boxes (D,) stay; they come group by group, the best of each first."""
+    length = max(MIN_ROW, int(sizes.max()))
+    places, num_rows = _places(sizes, length)
+    at, shape = _on_device(places, boxes), (num_rows, length)
+    rows = boxes.new_zeros(num_rows * length, 4).index_copy_(0, at, boxes).unflatten(0, shape)
+    # What fills a row is of no group.
+    groups = by_group.new_full((num_rows * length,), -1).index_copy_(0, at, by_group).unflatten(0, shape)
+    step = max(1, PAIRS // length**2)
+    kept = [
+        _kept(_beats(rows[start : start + step], groups[start : start + step], iou_threshold))
+        for start in range(0, num_rows, step)
+    ]
+    return torch.cat(kept).flatten()[at]
+
+
+def _on_device(array: NDArray[np.int64], like: Tensor) -> Tensor:
+    """The array beside a tensor, without waiting for it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else tensor
+
+
+def _places(sizes: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], int]:
+    """Where each box goes in rows of ``length`` places, groups one after another and whole; and how many rows."""
+    starts, row, used = [], 0, 0
+    for size in sizes.tolist():
+        if used + size > length:
+            row, used = row + 1, 0
+        starts.append(row * length + used)
+        used += size
+    first = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.repeat(np.array(starts, dtype=np.int64), sizes) + np.arange(len(first)) - first, row + 1
+
+
+def _beats(boxes: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """Whether a box (R, L) suppresses a worse one of its row, the last axis: (R, L, L), 1 or 0."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    area = (x2 - x1) * (y2 - y1)
+    inter = _shared(x1, x2).mul_(_shared(y1, y2))
+    union = area.unsqueeze(2) + area.unsqueeze(1)
+    overlaps = inter.div_(union.sub_(inter)) > iou_threshold
+    place = torch.arange(boxes.shape[1], device=boxes.device)
+    overlaps &= place.unsqueeze(1) < place
+    overlaps &= groups.unsqueeze(2) == groups.unsqueeze(1)
+    return overlaps.to(torch.float16 if boxes.is_cuda else torch.float32)
+
+
+def _shared(low: Tensor, high: Tensor) -> Tensor:
+    """Length (R, L, L) that two intervals share."""
+    end = torch.minimum(high.unsqueeze(2), high.unsqueeze(1))
+    return end.sub_(torch.maximum(low.unsqueeze(2), low.unsqueeze(1))).clamp_(min=0)
+
+
+def _kept(beats: Tensor) -> Tensor:
+    """Greedy suppression (R, L), bool: after t rounds the first t boxes of a row are settled, in practice all soon."""
+    kept = torch.ones_like(beats[:, :1])
+    while True:
+        for _ in range(ROUNDS):
+            before, kept = kept, (torch.bmm(kept, beats) == 0).to(beats.dtype)
+        if torch.equal(before, kept):
+            return kept.squeeze(1) > 0
