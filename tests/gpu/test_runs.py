@@ -87,27 +87,11 @@ def test_a_run_with_many_hooks_and_the_tools_after_it(tmp_path):
     assert "iter 63/63" in plain
 
 
-def test_every_hook_and_the_tools_after_it(tmp_path):
-    hooks = (
-        "[dict(type='EMAHook'), dict(type='ProfilerHook'), dict(type='CudaMemoryHook'), "
-        "dict(type='PreciseBNHook', num_samples=64), dict(type='ChannelsLastHook')]"
-    )
-    options = ["train_cfg.max_epochs=1", "train_cfg.val_interval=1", f"custom_hooks={hooks}"]
-    out = tool("train", RETINANET, "--work-dir", tmp_path, "--amp", "--cfg-options", *options)
-    assert "bbox_mAP" in out
-    checkpoint = tmp_path / "epoch_1.pth"
-    out = tool("test", RETINANET, checkpoint, "--work-dir", tmp_path / "test")
-    assert "bbox_mAP" in out
-    tool("infer", ROOT / "data/shapes/val/images", RETINANET, "--weights", checkpoint, "--out-dir", tmp_path / "found")
-    plain = tool("train_plain", RETINANET, "--cfg-options", *options[:2])
-    assert "iter 63/63" in plain
-
-
 @pytest.mark.parametrize("options", [(), ("--amp",)], ids=["float32", "float16"])
 def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, options):
     common = ("--deterministic", *options, "--cfg-options", "train_cfg.max_epochs=2", "train_cfg.val_interval=2")
-    keep = "default_hooks.checkpoint.max_keep_ckpts=-1"
-    tool("train", RETINANET, "--work-dir", tmp_path / "whole", *common, keep)
+    keep = ("default_hooks.checkpoint.interval=1", "default_hooks.checkpoint.max_keep_ckpts=-1")
+    tool("train", RETINANET, "--work-dir", tmp_path / "whole", *common, *keep)
     tool(
         "train",
         RETINANET,
@@ -116,7 +100,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, options):
         "--resume",
         tmp_path / "whole/epoch_1.pth",
         *common,
-        keep,
+        *keep,
     )
     whole, resumed = (load_checkpoint_file(tmp_path / name / "epoch_2.pth") for name in ("whole", "resumed"))
     for name, value in whole["state_dict"].items():
