@@ -1,6 +1,6 @@
 """Losses against numbers that Detectron2 gave for the same inputs (``tests/data/parity/detectron2_fixtures.json``).
 
-Not among them are the five losses of its whole R-CNN with random weights: they depend on the layers that draw them.
+Those of its whole R-CNN with random weights are in ``test_detectron2_rcnn.py``.
 """
 
 import json
