@@ -234,9 +234,8 @@ def training(
         return torch.optim.SGD(learning, lr=1e-4, momentum=0.9, weight_decay=1e-4)
 
     of_theirs = optimizer(theirs)
-    of_ours: OptimWrapper = OptimWrapper(optimizer(ours))
-    if args.dtype == "bfloat16":
-        of_ours = AmpOptimWrapper(optimizer=optimizer(ours), dtype=args.dtype)
+    low = args.dtype == "bfloat16"
+    of_ours = AmpOptimWrapper(optimizer(ours), dtype=args.dtype) if low else OptimWrapper(optimizer(ours))
     of_ours.initialize_count_status(ours, 0, args.warmup + args.runs)
 
     def yardstick() -> Any:

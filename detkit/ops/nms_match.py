@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["nms_heads", "nms_match"]
+__all__ = ["nms_heads", "nms_match", "shared_length"]
 
 # Overlaps computed at a time: few enough that the temporaries stay in a CPU's cache.
 CHUNK_ELEMENTS = 1 << 18
@@ -104,14 +104,14 @@ def _overlapping(boxes: Tensor, iou_threshold: float) -> Tensor:
     pieces = []
     for start in range(0, count, rows):
         part = slice(start, start + rows)
-        width = _shared(x1, x2, part)
-        inter = width.mul_(_shared(y1, y2, part))
+        width = shared_length(x1, x2, part)
+        inter = width.mul_(shared_length(y1, y2, part))
         iou = inter / (area[:, part, None] + area[:, None] - inter)
         pieces.append((iou >= iou_threshold) & (place < place[part, None]))
     return torch.cat(pieces, dim=1).to(torch.uint8)
 
 
-def _shared(low: Tensor, high: Tensor, part: slice) -> Tensor:
+def shared_length(low: Tensor, high: Tensor, part: slice) -> Tensor:
     """Length (N, d, D) that intervals of some boxes share with those of all."""
     end = torch.minimum(high[:, part, None], high[:, None])
     return end.sub_(torch.maximum(low[:, part, None], low[:, None])).clamp_(min=0)
