@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import math
 import statistics
 import sys
 import time
@@ -139,7 +140,7 @@ def counted_waits(device: Any) -> Iterator[list[Any]]:
                 torch.cuda.set_sync_debug_mode("default")
 
 
-def measure(case: Case, args: argparse.Namespace, device: Any) -> tuple[float, int, float]:
+def measure(case: Case, args: argparse.Namespace, device: Any) -> tuple[float, int, int]:
     """Seconds of a step (median over the steps), the peak of the memory in bytes, and waits of a step; 0 on a CPU."""
     import torch
 
@@ -148,13 +149,14 @@ def measure(case: Case, args: argparse.Namespace, device: Any) -> tuple[float, i
         torch.cuda.empty_cache()
     step = make_step(case, args, device)
     for _ in range(args.warmup):
-        outputs = step()
+        step()
     with counted_waits(device) as waits:
-        times, memory = (time_on_gpu if device.type == "cuda" else time_on_cpu)(step, args.steps)
-        outputs = step()
-    if not bool(torch.isfinite(outputs["loss"])):
-        raise RuntimeError(f"the loss is {outputs['loss'].item()} after {args.warmup + args.steps} steps")
-    return statistics.median(times), memory, len(waits) / (args.steps + 1)
+        step()
+    times, memory = (time_on_gpu if device.type == "cuda" else time_on_cpu)(step, args.steps)
+    loss = step()["loss"].item()
+    if not math.isfinite(loss):
+        raise RuntimeError(f"the loss is {loss} after {args.warmup + args.steps + 2} steps")
+    return statistics.median(times), memory, len(waits)
 
 
 def time_on_gpu(step: Callable[[], Any], steps: int) -> tuple[list[float], int]:
@@ -174,6 +176,7 @@ def time_on_gpu(step: Callable[[], Any], steps: int) -> tuple[list[float], int]:
 
 
 def time_on_cpu(step: Callable[[], Any], steps: int) -> tuple[list[float], int]:
+    """Seconds of each step; memory is not measured."""
     times = []
     for _ in range(steps):
         start = time.perf_counter()
@@ -189,6 +192,8 @@ def benchmark(args: argparse.Namespace) -> None:
     from detkit.engine.environment import describe_environment, select_device
 
     device = select_device(args.device)
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     print(", ".join(f"{name} {value}" for name, value in describe_environment(device).items()))
     height, width = args.size
     print(f"{Path(args.config).stem}, {args.batch} x {height} x {width}, {args.objects} objects an image")
@@ -197,7 +202,7 @@ def benchmark(args: argparse.Namespace) -> None:
     try:
         for name in args.only or CASES:
             seconds, memory, waits = measure(CASES[name], args, device)
-            counted = [f"{memory / 2**20:.0f}", f"{waits:g}"] if device.type == "cuda" else ["not measured"] * 2
+            counted = [f"{memory / 2**20:.0f}", f"{waits}"] if device.type == "cuda" else ["not measured"] * 2
             rows.append([name, f"{args.batch / seconds:.1f}", f"{seconds * 1e3:.1f}", *counted])
     finally:
         torch.set_float32_matmul_precision(before[0])

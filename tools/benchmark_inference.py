@@ -157,7 +157,7 @@ def benchmark(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(args.threads)
     header = ["model", "torchvision s", "detkit s", "ratio", "postprocessing", "its share", "detections"]
-    print(conditions(args).replace("CPU time", "wall time"))
+    print(conditions(args, "wall time"))
     with torch.no_grad(), autocast(args):
         print(AsciiTable([header, *(row(name, args) for name in args.only or CASES)]).table)
 

@@ -92,14 +92,14 @@ def compile_both(ours: Any, theirs: Any, args: argparse.Namespace) -> None:
         head.compile()
 
 
-def conditions(args: argparse.Namespace) -> str:
+def conditions(args: argparse.Namespace, clock_of_cpu: str = "CPU time") -> str:
     """What a table's numbers depend on."""
     import torch
 
     height, width = args.size
     compiled = ", compiled" if args.compile else ""
     if args.device == "cpu":
-        where = f"{args.threads} thread(s), CPU time"
+        where = f"{args.threads} thread(s), {clock_of_cpu}"
     else:
         where = f"{torch.cuda.get_device_name(args.device)}, torch {torch.__version__}"
     return f"{args.batch} x {height} x {width}, {args.dtype}{compiled}, {where}"

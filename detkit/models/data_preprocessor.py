@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -110,10 +111,13 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         # A copy from memory that may be paged out would wait.
         pinned = first.device.type == "cpu" and self.device.type == "cuda"
         shape = (len(images), first.shape[0], height, width)
-        stacked = torch.zeros(shape, dtype=first.dtype, device=first.device, pin_memory=pinned)
+        dtype = reduce(torch.promote_types, (image.dtype for image in images))
+        stacked = torch.zeros(shape, dtype=dtype, device=first.device, pin_memory=pinned)
         for row, image in zip(stacked, images, strict=True):
             if image.shape[0] != len(row):
-                raise ValueError(f"images of {len(row)} and of {image.shape[0]} channels cannot be one batch")
+                raise ValueError(
+                    f"DetDataPreprocessor: images of {len(row)} and of {image.shape[0]} channels cannot be one batch"
+                )
             row[:, : image.shape[1], : image.shape[2]] = image
         batch = self.cast_data(stacked)
         if self.swaps_channels and batch.shape[1] == 3:

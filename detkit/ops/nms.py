@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detkit.ops.nms_rows import keep_of_rows
+from detkit.ops.nms_rows import FAR, kept_mask
 from detkit.ops.soft_nms import SoftNMS
 from detkit.ops.values import check_limit, check_range
 from detkit.registry import check_keys, nearest, where
@@ -25,8 +25,6 @@ __all__ = ["NMS_KINDS", "HardNMS", "NMSCfg", "batched_nms", "nms"]
 CPU_CHUNK = 512
 # The kernel's time grows with the square of the boxes of a call: more than these go by rows.
 CUDA_CALL = 2048
-# Coordinates beyond this are as good as infinite: with them, groups could not be told apart in float64.
-FAR = 2.0**30
 
 Suppress = Callable[[Tensor, Tensor, Tensor | None, int | None], tuple[Tensor, Tensor]]
 
@@ -84,7 +82,8 @@ class HardNMS:
 
 def _keep_of_groups(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """Indices kept, best first, of one call."""
-    # Groups are moved so far apart that they cannot touch; in float64, or far away boxes would be rounded.
+    # Groups are moved so far apart that they cannot touch; in float64, or far away boxes would be rounded. With
+    # infinite ones groups could not be told apart.
     apart = boxes.double().clamp(-FAR, FAR)
     low, high = apart.nan_to_num(nan=0.0).aminmax()
     apart = apart - low + (groups * (high - low + 1))[:, None]
@@ -103,13 +102,15 @@ def _keep_by_chunks(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold
             part = slice(start, end)
             kept.append(start + _keep_of_groups(boxes[part], own_scores[part], by_group[part], iou_threshold))
             start = end
-    keep = order[torch.cat(kept)].sort().values
-    return keep[scores[keep].argsort(descending=True, stable=True)]
+    return _best_first(order[torch.cat(kept)].sort().values, scores)
 
 
 def _keep_in_rows(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """As :func:`_keep_of_groups`, of many boxes on a GPU."""
-    keep = keep_of_rows(boxes, scores, groups, iou_threshold).nonzero().squeeze(1)
+    return _best_first(kept_mask(boxes, scores, groups, iou_threshold).nonzero().squeeze(1), scores)
+
+
+def _best_first(keep: Tensor, scores: Tensor) -> Tensor:
     return keep[scores[keep].argsort(descending=True, stable=True)]
 
 

@@ -85,7 +85,7 @@ def _unsuppressed(beats: Tensor) -> Tensor:
     kept = torch.ones_like(beats[:, 0])
     while True:
         again = 1 - (beats & kept.unsqueeze(1)).amax(dim=2)
-        # The one place where suppression waits for the device: how many rounds depends on the boxes.
+        # The one place where it waits for the device: how many rounds depends on the boxes.
         if torch.equal(again, kept):
             return kept
         kept = again

@@ -1,9 +1,9 @@
 """Greedy suppression of many groups on a GPU.
 
-torchvision's CUDA kernel looks at one box after the other and compares each with all: a batch in one call takes time
-with the square of its boxes, and a call for each image leaves most of the device idle. Here groups are laid out in rows
-of equal length, all pairs of a row are compared at once, and "kept is what no kept box beats" is repeated for all rows
-together until nothing changes.
+torchvision's CUDA kernel compares all pairs of a call at once, but then goes through the boxes one by one: a whole
+batch in one call takes time with the square of its boxes, and a call for each image leaves most of the device idle.
+Here groups are laid out in rows of equal length, only pairs of a row are compared, and "kept is what no kept box beats"
+is repeated for many rows together until nothing changes.
 """
 
 from __future__ import annotations
@@ -16,34 +16,39 @@ from torch import Tensor
 
 from detkit.ops.nms_match import shared_length
 
-__all__ = ["MAX_ROW", "keep_of_rows"]
+__all__ = ["FAR", "MAX_ROW", "kept_mask"]
 
-# Pairs that are settled together, 128 MiB of them, and of these compared at a time.
+# Pairs that are settled together, 2 bytes each, and of these compared at a time, some 13 bytes each.
 PAIRS, PAIRS_COMPARED = 1 << 26, 1 << 23
-# Places of a row; longer groups have too many pairs.
+# Places of a row: at least some, so that small groups share one; a longer group would have too many pairs.
 MIN_ROW, MAX_ROW = 256, 4096
 # Rounds between two looks whether anything has changed.
 ROUNDS = 8
+# Coordinates beyond this are as good as infinite: of infinite ones no overlap could be computed.
+FAR = 2.0**30
 
 
-def keep_of_rows(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+@torch.no_grad()
+def kept_mask(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """Which boxes (D,) stay, bool.
 
-    Waits for the device to tell how large the groups are, then once for some rounds of some rows, and once for each
-    group of more than ``MAX_ROW`` boxes.
+    Waits for the device to tell how large the groups are, once for every ``ROUNDS`` rounds of every ``PAIRS`` pairs,
+    and once for each group of more than ``MAX_ROW`` boxes. A row is as long as the largest other group.
 
     Args:
         boxes: (D, 4).
         scores: (D,); of equal ones the first comes first.
-        groups: (D,) int64; boxes of different groups do not meet.
+        groups: (D,) integers; boxes of different groups do not meet.
         iou_threshold: Overlap from which, itself excluded, a better box suppresses another.
     """
+    boxes = boxes.clamp(-FAR, FAR)
     best_first = scores.argsort(descending=True, stable=True)
     by_group, order = groups[best_first].sort(stable=True)
     order = best_first[order]
-    starts = np.flatnonzero(np.diff(by_group.cpu().numpy(), prepend=-1))
+    numbers = by_group.cpu().numpy()
+    starts = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1])[: len(numbers)])
     sizes = np.diff(starts, append=len(order))
-    keep = torch.zeros_like(groups, dtype=torch.bool)
+    keep = torch.zeros_like(scores, dtype=torch.bool)
     for group in np.flatnonzero(sizes > MAX_ROW):
         part = order[starts[group] : starts[group] + sizes[group]]
         keep[part[torchvision.ops.nms(boxes[part], scores[part].to(boxes.dtype), iou_threshold)]] = True
@@ -52,21 +57,21 @@ def keep_of_rows(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: f
         in_short = _on_device(np.repeat(short, sizes).nonzero()[0], boxes)
         order, by_group, sizes = order[in_short], by_group[in_short], sizes[short]
     if len(sizes) > 0:
-        keep.index_copy_(0, order, _kept_in_rows(boxes[order], by_group, sizes, iou_threshold))
+        keep.index_copy_(0, order, _settled(boxes[order], by_group, sizes, iou_threshold))
     return keep
 
 
-def _kept_in_rows(boxes: Tensor, by_group: Tensor, sizes: NDArray[np.int64], iou_threshold: float) -> Tensor:
+def _settled(boxes: Tensor, by_group: Tensor, sizes: NDArray[np.int64], iou_threshold: float) -> Tensor:
     """Which boxes (D,) stay; they come group by group, the best of each first."""
     length = max(MIN_ROW, int(sizes.max()))
     places, num_rows = _places(sizes, length)
     at, shape = _on_device(places, boxes), (num_rows, length)
+    # What fills a row has no area and overlaps nothing.
     rows = boxes.new_zeros(num_rows * length, 4).index_copy_(0, at, boxes).unflatten(0, shape)
-    # What fills a row is of no group.
-    groups = by_group.new_full((num_rows * length,), -1).index_copy_(0, at, by_group).unflatten(0, shape)
+    groups = by_group.new_zeros(num_rows * length).index_copy_(0, at, by_group).unflatten(0, shape)
     step = max(1, PAIRS // length**2)
     kept = [
-        _kept(_beats(rows[start : start + step], groups[start : start + step], iou_threshold))
+        _unbeaten(_beats(rows[start : start + step], groups[start : start + step], iou_threshold))
         for start in range(0, num_rows, step)
     ]
     return torch.cat(kept).flatten()[at]
@@ -111,11 +116,12 @@ def _beats(boxes: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     return beats
 
 
-def _kept(beats: Tensor) -> Tensor:
+def _unbeaten(beats: Tensor) -> Tensor:
     """Greedy suppression (R, L), bool: after t rounds the first t boxes of a row are settled, in practice all soon."""
     kept = torch.ones_like(beats[:, :1])
-    while True:
-        for _ in range(ROUNDS):
-            before, kept = kept, (torch.bmm(kept, beats) == 0).to(beats.dtype)
-        if torch.equal(before, kept):
-            return kept.squeeze(1) > 0
+    with torch.autocast(beats.device.type, enabled=False):  # it would copy the pairs in each round
+        while True:
+            for _ in range(ROUNDS):
+                before, kept = kept, (torch.bmm(kept, beats) == 0).to(beats.dtype)
+            if torch.equal(before, kept):
+                return kept.squeeze(1) > 0

@@ -105,7 +105,9 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, options):
     whole, resumed = (load_checkpoint_file(tmp_path / name / "epoch_2.pth") for name in ("whole", "resumed"))
     for name, value in whole["state_dict"].items():
         assert torch.equal(resumed["state_dict"][name].cpu(), value.cpu()), name
-    assert all(line["memory"] > 10 for line in metrics(tmp_path / "whole") if "memory" in line)
+    memory = [line["memory"] for line in metrics(tmp_path / "whole") if "memory" in line]
+    assert memory
+    assert min(memory) > 10
 
 
 @pytest.mark.parametrize(

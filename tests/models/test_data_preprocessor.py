@@ -47,6 +47,18 @@ def test_a_batch_of_different_sizes_is_its_images_one_by_one():
         assert sample.batch_input_shape == (64, 64)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_batch_of_bytes_and_floats_keeps_the_floats(first):
+    images = [torch.full((3, 2, 2), 7, dtype=torch.uint8), torch.full((3, 2, 2), 261.5)]
+    data = DetDataPreprocessor()({"inputs": [images[first], images[1 - first]], "data_samples": samples(2)})
+    assert data["inputs"][:, 0, 0, 0].tolist() == ([7.0, 261.5] if first == 0 else [261.5, 7.0])
+
+
+def test_images_of_other_channels_are_refused():
+    with pytest.raises(ValueError, match="images of 3 and of 1 channels cannot be one batch"):
+        DetDataPreprocessor()({"inputs": [torch.zeros(3, 2, 2), torch.zeros(1, 2, 2)], "data_samples": samples(2)})
+
+
 def test_semantic_maps_are_padded_in_training_only():
     from mmengine.structures import PixelData
 

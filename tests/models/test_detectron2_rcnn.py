@@ -84,7 +84,7 @@ ROI_HEAD = {
 
 def data():
     """Features and annotations."""
-    torch.rand(2, 20, 30)  # the images, of which only the sizes count
+    torch.rand(2, 20, 30)  # Its images, of which only the sizes count: what is drawn next depends on it.
     features = torch.rand(2, CHANNELS, 1, 2)
     samples = []
     for boxes, labels, size in zip(BOXES, LABELS, [(10, 10), (20, 30)], strict=True):

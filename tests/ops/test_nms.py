@@ -237,8 +237,9 @@ def test_rows_keep_what_the_kernel_keeps(count, pairs, iou_threshold, monkeypatc
     module = import_module("detkit.ops.nms_rows")
     monkeypatch.setattr(module, "PAIRS", pairs)
     monkeypatch.setattr(module, "PAIRS_COMPARED", max(pairs // 8, 1 << 14))
-    boxes, scores, groups = random_boxes(count)
+    boxes, scores, _ = random_boxes(count)
     scores = (scores * 50).round() / 50  # some are equal
+    groups = torch.arange(count) % 40  # rows have several
     expected = _keep_of_groups(boxes, scores, groups, iou_threshold)
     assert torch.equal(_keep_in_rows(boxes, scores, groups, iou_threshold), expected)
 
@@ -252,10 +253,29 @@ def test_rows_settle_a_chain_longer_than_their_rounds():
     assert keep.tolist() == list(range(0, 101, 2))
 
 
-def test_rows_do_not_keep_a_box_of_no_area_from_another():
-    boxes = torch.tensor([[5.0, 5, 5, 5], [5, 5, 5, 5], [5, 5, 6, 6]])
-    expected = _keep_of_groups(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.int64), 0.5)
-    assert torch.equal(_keep_in_rows(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3).long(), 0.5), expected)
+INF = math.inf
+ODD_BOXES = {
+    "without area": [[5.0, 5, 5, 5], [5, 5, 5, 5], [5, 5, 6, 6]],
+    "infinite": [[0, 0, INF, INF], [0, 0, INF, INF], [0, 0, 5, 5]],
+    "infinite to all sides": [[-INF, -INF, INF, INF], [-INF, -INF, INF, INF], [0, 0, 5, INF]],
+    "huge": [[0, 0, 1e20, 1e20], [0, 0, 1e20, 1e20], [0, 0, 5, 5]],
+    "no number": [[0, 0, math.nan, 5], [0, 0, 5, 5], [0, 0, 5, 5]],
+}
+
+
+@pytest.mark.parametrize("group", [0, -1, -2])
+@pytest.mark.parametrize("boxes", ODD_BOXES.values(), ids=ODD_BOXES)
+def test_rows_take_odd_boxes_and_groups_as_the_kernel_does(boxes, group):
+    boxes, scores = torch.tensor(boxes), torch.tensor([0.9, 0.8, 0.7])
+    expected = _keep_of_groups(boxes, scores, torch.zeros(3, dtype=torch.int64), 0.5)
+    assert torch.equal(_keep_in_rows(boxes, scores, torch.full((3,), group), 0.5), expected)
+
+
+def test_rows_build_no_graph():
+    boxes, scores, groups = random_boxes(300)
+    boxes.requires_grad_()
+    expected = _keep_of_groups(boxes.detach(), scores, groups, 0.5)
+    assert torch.equal(_keep_in_rows(boxes, scores, groups, 0.5), expected)
 
 
 @pytest.mark.parametrize("others", [0, 1, 500])

@@ -116,7 +116,8 @@ class PartBuilder(mmengine_runner.Runner):
             if model_wrapper_cfg is not None:
                 raise ValueError("model_wrapper_cfg is set, but the model given is wrapped already")
             return model
-        if self.device.index is not None:  # 'cuda' is the current device, and set_device refuses it
+        # 'cuda' without a number is the current device, and set_device refuses it.
+        if self.device.type == "cuda" and self.device.index is not None:
             torch.cuda.set_device(self.device)
         model = model.to(self.device)
         if wants_channels_last(self.cfg.get("custom_hooks")):

@@ -423,6 +423,10 @@ def test_cuda_is_refused_where_there_is_none(make_runner):
         make_runner(device="cuda")
 
 
+def test_a_cpu_may_have_a_number(make_runner):
+    assert make_runner(device="cpu:0").device.type == "cpu"
+
+
 def test_unknown_device_is_refused(make_runner):
     with pytest.raises(ValueError, match="device: 'cpu', 'cuda' or 'cuda:<index>' was expected, got 'gpu'"):
         make_runner(device="gpu")
