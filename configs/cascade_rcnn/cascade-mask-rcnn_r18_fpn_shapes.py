@@ -1,6 +1,8 @@
 """Cascade Mask R-CNN, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/1906.09756
 
 python tools/train.py configs/cascade_rcnn/cascade-mask-rcnn_r18_fpn_shapes.py
+
+bbox mAP 0.60, segm mAP 0.53 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = ["../_base_/datasets/shapes_instance.py", "../_base_/schedules/schedule_shapes.py"]

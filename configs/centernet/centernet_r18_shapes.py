@@ -1,6 +1,8 @@
 """CenterNet, half-width ResNet-18, on the embedded example data. https://arxiv.org/abs/1904.07850
 
 python tools/train.py configs/centernet/centernet_r18_shapes.py
+
+bbox mAP 0.33 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/schedules/schedule_shapes.py"]

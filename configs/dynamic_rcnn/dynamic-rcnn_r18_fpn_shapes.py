@@ -1,6 +1,8 @@
 """Dynamic R-CNN, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/2004.06002
 
 python tools/train.py configs/dynamic_rcnn/dynamic-rcnn_r18_fpn_shapes.py
+
+bbox mAP 0.57 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = "../faster_rcnn/faster-rcnn_r18_fpn_shapes.py"

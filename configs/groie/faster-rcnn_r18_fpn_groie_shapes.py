@@ -1,6 +1,8 @@
 """Faster R-CNN with GRoIE, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/2004.13665
 
 python tools/train.py configs/groie/faster-rcnn_r18_fpn_groie_shapes.py
+
+bbox mAP 0.53 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/schedules/schedule_shapes.py"]

@@ -3,6 +3,8 @@
 python tools/train.py configs/guided_anchoring/ga-retinanet_r18_fpn_shapes.py
 
 Not trained to the end yet.
+
+bbox mAP 0.43 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/schedules/schedule_shapes.py"]

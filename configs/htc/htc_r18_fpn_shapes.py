@@ -1,6 +1,8 @@
 """Hybrid Task Cascade, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/1901.07518
 
 python tools/train.py configs/htc/htc_r18_fpn_shapes.py
+
+bbox mAP 0.60, segm mAP 0.56 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = ["../_base_/datasets/shapes_instance.py", "../_base_/schedules/schedule_shapes.py"]

@@ -1,6 +1,8 @@
 """Mask Scoring R-CNN, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/1903.00241
 
 python tools/train.py configs/ms_rcnn/ms-rcnn_r18_fpn_shapes.py
+
+bbox mAP 0.53, segm mAP 0.49 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = "../mask_rcnn/mask-rcnn_r18_fpn_shapes.py"

@@ -1,6 +1,8 @@
 """PAA, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/2007.08103
 
 python tools/train.py configs/paa/paa_r18_fpn_shapes.py
+
+bbox mAP 0.65 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/schedules/schedule_shapes.py"]

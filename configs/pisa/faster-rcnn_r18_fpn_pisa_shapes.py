@@ -1,6 +1,8 @@
 """PISA on Faster R-CNN, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/1904.04821
 
 python tools/train.py configs/pisa/faster-rcnn_r18_fpn_pisa_shapes.py
+
+bbox mAP 0.59 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = "../faster_rcnn/faster-rcnn_r18_fpn_shapes.py"

@@ -1,6 +1,8 @@
 """SCNet, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/2012.10150
 
 python tools/train.py configs/scnet/scnet_r18_fpn_shapes.py
+
+bbox mAP 0.62, segm mAP 0.60 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = ["../_base_/datasets/shapes_instance.py", "../_base_/schedules/schedule_shapes.py"]

@@ -1,6 +1,8 @@
 """VarifocalNet, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/2008.13367
 
 python tools/train.py configs/vfnet/vfnet_r18_fpn_shapes.py
+
+bbox mAP 0.61 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/schedules/schedule_shapes.py"]

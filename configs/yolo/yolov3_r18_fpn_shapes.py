@@ -1,6 +1,8 @@
 """YOLOv3, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/1804.02767
 
 python tools/train.py configs/yolo/yolov3_r18_fpn_shapes.py
+
+bbox mAP 0.53 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/schedules/schedule_shapes.py"]
