@@ -1,6 +1,8 @@
 """PointRend, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/1912.08193
 
 python tools/train.py configs/point_rend/point-rend_r18_fpn_shapes.py
+
+bbox mAP 0.52, segm mAP 0.54 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = ["../_base_/datasets/shapes_instance.py", "../_base_/schedules/schedule_shapes.py"]
