@@ -38,8 +38,10 @@ SMALL = {
 
 
 @pytest.fixture
-def own_model(tmp_path):
+def own_model(tmp_path, monkeypatch):
     """RetinaNet of a child config that has the package beside it; everything imported and registered is undone."""
+
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the folder of the config goes there
 
     def build(wanted, **overrides):
         package = tmp_path / "my_modules"

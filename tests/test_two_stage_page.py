@@ -26,8 +26,10 @@ NAMES = {"samplers": "LargestNegativesSampler", "box_heads": "PooledBBoxHead", "
 
 
 @pytest.fixture
-def own_model(tmp_path):
+def own_model(tmp_path, monkeypatch):
     """Mask R-CNN of a child config that has the package beside it; everything imported and registered is undone."""
+
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the folder of the config goes there
 
     def build(wanted):
         (tmp_path / "my_modules").mkdir()
