@@ -80,10 +80,14 @@ DRAWN = {empty: [draw(seed, empty) for seed in (3, 5)] for empty in (False, True
 BATCHES = {"all": (False, False), "some": (False, True), "none": (True, True)}
 
 
-def batch_of(model, kind: str, training: bool = True):
+def raw_batch(kind: str):
+    """As a data loader gives it."""
     pairs = [DRAWN[empty][index] for index, empty in enumerate(BATCHES[kind])]
-    data = {"inputs": [image for image, _ in pairs], "data_samples": copy.deepcopy([sample for _, sample in pairs])}
-    data = model.data_preprocessor(data, training)
+    return {"inputs": [image for image, _ in pairs], "data_samples": copy.deepcopy([sample for _, sample in pairs])}
+
+
+def batch_of(model, kind: str, training: bool = True):
+    data = model.data_preprocessor(raw_batch(kind), training)
     return data["inputs"], data["data_samples"]
 
 
@@ -95,8 +99,8 @@ def total_of(model, inputs, samples):
     return total
 
 
-@pytest.fixture
-def model(path):
+def model_of(path):
+    """The config's model with new weights, in training."""
     cfg = config_of(path).model
     if "score_thr" in cfg.get("test_cfg", {}):
         cfg.test_cfg.score_thr = 0.0  # of a network that has not learnt yet
@@ -104,6 +108,11 @@ def model(path):
     built = MODELS.build(cfg)
     built.init_weights()
     return built.train()
+
+
+@pytest.fixture
+def model(path):
+    return model_of(path)
 
 
 def gradients_are_finite(model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import warnings
 from contextlib import contextmanager
@@ -10,12 +9,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torchvision
-from configs.test_slim_variants import BATCHES, DRAWN, SLIM, WAITS, expect_detections
-from shipped import config_of, name_of, parametrized
+from configs.test_slim_variants import BATCHES, SLIM, WAITS, expect_detections, model_of, raw_batch
+from shipped import name_of, parametrized
 
 from detkit.engine import AmpOptimWrapper, OptimWrapper
 from detkit.engine.run.train_step import train_step
-from detkit.registry import MODELS
 
 pytestmark = pytest.mark.gpu
 STEPS = 12
@@ -25,19 +23,7 @@ WAITS_FOR = "called a synchronizing CUDA operation"
 
 @pytest.fixture
 def model(path):
-    cfg = config_of(path).model
-    if "score_thr" in cfg.get("test_cfg", {}):
-        cfg.test_cfg.score_thr = 0.0  # of a network that has not learnt yet
-    torch.manual_seed(0)
-    built = MODELS.build(cfg)
-    built.init_weights()
-    return built.cuda().train()
-
-
-def batch(kind):
-    """As the loader gives it: on the host."""
-    pairs = [DRAWN[empty][index] for index, empty in enumerate(BATCHES[kind])]
-    return {"inputs": [image for image, _ in pairs], "data_samples": copy.deepcopy([sample for _, sample in pairs])}
+    return model_of(path).cuda()
 
 
 def optimizer_of(model):
@@ -77,10 +63,10 @@ def test_a_whole_step_waits_as_often_as_is_said(path, kind, model):
     """From the images on the host to the update."""
     wrapper = OptimWrapper(optimizer_of(model))
     wrapper.initialize_count_status(model, 0, 10)
-    train_step(model, batch(kind), wrapper)  # what is made once
+    train_step(model, raw_batch(kind), wrapper)  # what is made once
     with warnings.catch_warnings(record=True) as found, sync_debug_mode("warn"):
         warnings.simplefilter("always")
-        outputs = train_step(model, batch(kind), wrapper)
+        outputs = train_step(model, raw_batch(kind), wrapper)
     assert torch.isfinite(outputs["loss"])
     waits = [f"{one.filename}:{one.lineno}" for one in found if WAITS_FOR in str(one.message)]
     assert len(waits) == WAITS.get(name_of(path), (0, ""))[0], waits
@@ -98,7 +84,7 @@ def test_steps_in_mixed_precision_are_finite_and_change_weights(path, dtype, mod
         return any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
     for step in range(STEPS):
-        outputs = train_step(model, batch(("all", "some")[step % 2]), wrapper)
+        outputs = train_step(model, raw_batch(("all", "some")[step % 2]), wrapper)
         assert outputs["loss"].dtype == torch.float32
         assert torch.isfinite(outputs["loss"])
         if step > 2 and changed():
@@ -111,5 +97,5 @@ def test_predictions_after_some_steps(path, model):
     wrapper = OptimWrapper(optimizer_of(model))
     wrapper.initialize_count_status(model, 0, 10)
     for _ in range(STEPS):
-        train_step(model, batch("all"), wrapper)
+        train_step(model, raw_batch("all"), wrapper)
     expect_detections(model)
