@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.losses.reduction import check_number
+from detkit.ops.upload import upload
 from detkit.registry import MODELS
 from detkit.structures.precision import full_precision
 
@@ -80,7 +81,7 @@ class AssociativeEmbeddingLoss(nn.Module):
             )
         pred, target = full_precision(pred, target)
         cells, valid = _pad(match, *pred.shape[2:])
-        cells, valid = _to_device(cells, pred.device), _to_device(valid, pred.device).to(pred.dtype)
+        cells, valid = upload(cells, pred.device), upload(valid, pred.device).to(pred.dtype)
         channels = pred.shape[1]
         first, second = (
             maps.flatten(2).gather(2, index[:, None].expand(-1, channels, -1)).flatten(1)
@@ -111,8 +112,3 @@ def _check_corners(pair: Sequence[Sequence[int]], image: int, height: int, width
     for y, x in pair:
         if not (0 <= y < height and 0 <= x < width):
             raise ValueError(f"{name} has a corner at (y, x) = ({y}, {x}), outside a map of {height} x {width}")
-
-
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copied without waiting."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detkit.ops.nms_match import shared_length
+from detkit.ops.upload import upload
 
 __all__ = ["FAR", "MAX_ROW", "kept_mask"]
 
@@ -54,7 +55,7 @@ def kept_mask(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: floa
         keep[part[torchvision.ops.nms(boxes[part], scores[part].to(boxes.dtype), iou_threshold)]] = True
     short = sizes <= MAX_ROW
     if not short.all():
-        in_short = _on_device(np.repeat(short, sizes).nonzero()[0], boxes)
+        in_short = upload(np.repeat(short, sizes).nonzero()[0], boxes.device)
         order, by_group, sizes = order[in_short], by_group[in_short], sizes[short]
     if len(sizes) > 0:
         keep.index_copy_(0, order, _settled(boxes[order], by_group, sizes, iou_threshold))
@@ -65,7 +66,7 @@ def _settled(boxes: Tensor, by_group: Tensor, sizes: NDArray[np.int64], iou_thre
     """Which boxes (D,) stay; they come group by group, the best of each first."""
     length = max(MIN_ROW, int(sizes.max()))
     places, num_rows = _places(sizes, length)
-    at, shape = _on_device(places, boxes), (num_rows, length)
+    at, shape = upload(places, boxes.device), (num_rows, length)
     # What fills a row has no area and overlaps nothing.
     rows = boxes.new_zeros(num_rows * length, 4).index_copy_(0, at, boxes).unflatten(0, shape)
     groups = by_group.new_zeros(num_rows * length).index_copy_(0, at, by_group).unflatten(0, shape)
@@ -75,12 +76,6 @@ def _settled(boxes: Tensor, by_group: Tensor, sizes: NDArray[np.int64], iou_thre
         for start in range(0, num_rows, step)
     ]
     return torch.cat(kept).flatten()[at]
-
-
-def _on_device(array: NDArray[np.int64], like: Tensor) -> Tensor:
-    """The array beside a tensor, without waiting for it."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else tensor
 
 
 def _places(sizes: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], int]:

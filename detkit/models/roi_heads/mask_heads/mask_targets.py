@@ -9,9 +9,10 @@ import torch
 from pycocotools import mask as rle_tools
 from torch import Tensor
 
-from detkit.models.roi_heads.mask_heads.mask_windows import clipped_boxes, images_of, mask_windows, upload
+from detkit.models.roi_heads.mask_heads.mask_windows import clipped_boxes, images_of, mask_windows
 from detkit.models.roi_heads.sampling import PositiveRoIs
 from detkit.ops.roi_align import roi_align
+from detkit.ops.upload import upload
 from detkit.structures.masks import BitmapMasks, PolygonMasks
 
 __all__ = ["Masks", "mask_targets"]

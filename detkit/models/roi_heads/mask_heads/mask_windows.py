@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from detkit.models.roi_heads.sampling import PositiveRoIs
+from detkit.ops.upload import upload
 from detkit.structures.masks import BitmapMasks, PolygonMasks
 
-__all__ = ["MaskWindows", "clipped_boxes", "images_of", "mask_windows", "upload"]
+__all__ = ["MaskWindows", "clipped_boxes", "images_of", "mask_windows"]
 
 # Pixels of the windows that are processed at once: 32 MB as float32.
 CHUNK_PIXELS = 2**23
@@ -50,12 +50,6 @@ def clipped_boxes(positives: PositiveRoIs, batch_masks: Sequence[BitmapMasks | P
     """Boxes (K, 4) on the host, clipped to their masks."""
     sizes = np.array([(masks.width, masks.height) * 2 for masks in batch_masks], dtype=np.float32)
     return positives.host_boxes.clip(0, sizes.reshape(-1, 4)[images_of(positives)])
-
-
-def upload(array: NDArray, device: torch.device) -> Tensor:
-    """The array on a device, without waiting for it."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def mask_windows(

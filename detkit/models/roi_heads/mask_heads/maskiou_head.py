@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from detkit.losses.reduction import reduce_mean
 from detkit.models.roi_heads.mask_heads.mask_targets import Masks
-from detkit.models.roi_heads.mask_heads.mask_windows import images_of, upload
+from detkit.models.roi_heads.mask_heads.mask_windows import images_of
 from detkit.models.roi_heads.sampling import PositiveRoIs
+from detkit.ops.upload import upload
 from detkit.registry import MODELS
 from detkit.structures.masks import BitmapMasks, PolygonMasks
 
