@@ -15,7 +15,8 @@ train-all: $(VENV)/.installed ## Every method on the example data, minutes each;
 	$(BIN)/python tools/train_all.py $(ARGS)
 
 test: $(VENV)/.dev ## All tests; at most 8 minutes on 2 cores.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	# Tests start many processes; each would compile all modules anew where writing bytecode is off.
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto
 
 test-slow: $(VENV)/.dev ## What takes minutes: the demo, twice.
 	$(BIN)/python -m pytest -m slow -s

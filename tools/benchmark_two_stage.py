@@ -233,7 +233,7 @@ def row(name: str, args: argparse.Namespace) -> list[str]:
     del pairs[: args.warmup]
     yardstick, own = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratio = statistics.median(second / first for first, second in pairs)
-    return [name, f"{yardstick * 1e3:.0f}", f"{own * 1e3:.0f}", f"{ratio:.3f}"]
+    return [name, f"{yardstick * 1e3:.1f}", f"{own * 1e3:.1f}", f"{ratio:.3f}"]
 
 
 def benchmark(args: argparse.Namespace) -> None:
