@@ -152,10 +152,10 @@ def row(name: str, args: argparse.Namespace) -> list[str]:
 
 def benchmark(args: argparse.Namespace) -> None:
     import torch
-    from benchmark_step import autocast, conditions
+    from benchmark_step import autocast, conditions, prepare
     from terminaltables import AsciiTable
 
-    torch.set_num_threads(args.threads)
+    prepare(args)
     header = ["model", "torchvision s", "detkit s", "ratio", "postprocessing", "its share", "detections"]
     print(conditions(args, "wall time"))
     with torch.no_grad(), autocast(args):

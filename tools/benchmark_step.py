@@ -68,6 +68,16 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile the layers of both")
 
 
+def prepare(args: argparse.Namespace) -> None:
+    """Set the threads, and refuse a device that is not there."""
+    import torch
+
+    from detkit.engine import select_device
+
+    select_device(args.device)
+    torch.set_num_threads(args.threads)
+
+
 def autocast(args: argparse.Namespace) -> Any:
     """In what a model runs."""
     import torch
@@ -259,10 +269,9 @@ def measure(step: Callable[[], Any], args: argparse.Namespace) -> tuple[float, f
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    import torch
     from terminaltables import GithubFlavoredMarkdownTable
 
-    torch.set_num_threads(args.threads)
+    prepare(args)
     what = ("step", "rest") if args.split else ("step",)
     rows = [
         ["model", *(f"{part} {text}" for part in what for text in ("torchvision ms", "detkit ms", "ratio")), "loss"]

@@ -237,11 +237,10 @@ def row(name: str, args: argparse.Namespace) -> list[str]:
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    import torch
-    from benchmark_step import conditions
+    from benchmark_step import conditions, prepare
     from terminaltables import GithubFlavoredMarkdownTable
 
-    torch.set_num_threads(args.threads)
+    prepare(args)
     rows = [["model", "torchvision ms", "detkit ms", "ratio"], *(row(name, args) for name in args.only or CONFIGS)]
     print(f"{args.what}, {args.objects} objects an image, {conditions(args)}")
     print(GithubFlavoredMarkdownTable(rows).table)

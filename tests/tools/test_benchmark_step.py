@@ -1,5 +1,6 @@
 """tools/benchmark.py step: both models train on the same loss, and the table says what is no convolution."""
 
+import importlib
 import subprocess
 import sys
 
@@ -41,6 +42,15 @@ def test_wrong_arguments(arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("what", ["step", "infer", "two-stage"])
+def test_an_unknown_device_is_refused(what, monkeypatch, capsys):
+    monkeypatch.syspath_prepend("tools")
+    name = {"step": "benchmark_step", "infer": "benchmark_inference", "two-stage": "benchmark_two_stage"}[what]
+    with pytest.raises(SystemExit):
+        importlib.import_module(name).main(["--device", "gpu"])
+    assert "device: 'cpu', 'cuda' or 'cuda:<index>' was expected, got 'gpu'" in capsys.readouterr().err
 
 
 def test_the_clock_changes_no_gradient(monkeypatch):
