@@ -199,14 +199,14 @@ def convolution_clock(device: str) -> Iterator[list[float]]:
         layout = layer.stride, layer.padding, layer.dilation, False, (0, 0), layer.groups
         return Convolution.apply(x, weight, bias, *layout)
 
-    rows = importlib.import_module("detkit.models.layers.conv_norm")
-    originals = torch.nn.Conv2d._conv_forward, rows.MANY_IMAGES
-    # Convolutions by rows of pixels are none of layers, and without a clock.
-    torch.nn.Conv2d._conv_forward, rows.MANY_IMAGES = forward, 0
+    on_cpu = importlib.import_module("detkit.models.layers.cpu_convolution")
+    originals = torch.nn.Conv2d._conv_forward, on_cpu.MANY_IMAGES, on_cpu.FEW_PIXELS
+    # What another function convolves is without a clock.
+    torch.nn.Conv2d._conv_forward, on_cpu.MANY_IMAGES, on_cpu.FEW_PIXELS = forward, 0, 0
     try:
         yield taken
     finally:
-        torch.nn.Conv2d._conv_forward, rows.MANY_IMAGES = originals
+        torch.nn.Conv2d._conv_forward, on_cpu.MANY_IMAGES, on_cpu.FEW_PIXELS = originals
 
 
 def steps(name: str, args: argparse.Namespace) -> tuple[Callable[[], Any], Callable[[], Any]]:

@@ -99,47 +99,6 @@ def test_what_is_larger_stays(width, folded, monkeypatch):
     assert bool(calls) is not folded
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    ("number", "layout", "count", "by_rows"),
-    [
-        (1, torch.channels_last, 2, True),
-        (2, torch.channels_last, 1, False),  # twelve rows are too few
-        (1, torch.channels_last, 16, False),
-        (1, torch.contiguous_format, 2, False),
-        (2, torch.channels_last, 2, False),
-    ],
-)
-def test_on_one_thread_kernels_of_one_pixel_go_by_rows(number, layout, count, by_rows, threads):
-    threads(number)
-    torch.manual_seed(0)
-    seen = []
-
-    class Spy(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            if function is nn.functional.conv2d:
-                seen.append(args[0].shape[0])
-            return function(*args, **(kwargs or {}))
-
-    conv, norm = nn.Conv2d(5, 6, 1, bias=False), nn.BatchNorm2d(6).eval()
-    x = torch.randn(count, 5, 12, 7).to(memory_format=layout).requires_grad_()
-    expected = norm(conv(x)).relu()
-    with Spy():
-        found = conv_norm(conv, norm, x).relu_()  # what it gives may be changed in place
-    assert seen == [count * 12 if by_rows else count]
-    assert_close(found, expected)
-    assert found.is_contiguous(memory_format=layout)
-    leaves, weights = (x, *conv.parameters(), *norm.parameters()), torch.randn_like(expected)
-    wanted = torch.autograd.grad((expected * weights).sum(), leaves)
-    assert_close(torch.autograd.grad((found * weights).sum(), leaves), wanted, rtol=1e-4, atol=1e-5)
-
-
 def test_a_shortcut_pools_before():
     conv, norm = layers()
     shortcut = ConvNormShortcut(nn.AvgPool2d(2), conv, norm)
