@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import math
 import statistics
 import sys
 import time
@@ -200,13 +201,13 @@ def convolution_clock(device: str) -> Iterator[list[float]]:
         return Convolution.apply(x, weight, bias, *layout)
 
     on_cpu = importlib.import_module("detkit.models.layers.cpu_convolution")
-    originals = torch.nn.Conv2d._conv_forward, on_cpu.MANY_IMAGES, on_cpu.FEW_PIXELS
+    originals = torch.nn.Conv2d._conv_forward, on_cpu.MANY_IMAGES, on_cpu.MANY_WEIGHTS
     # What another function convolves is without a clock.
-    torch.nn.Conv2d._conv_forward, on_cpu.MANY_IMAGES, on_cpu.FEW_PIXELS = forward, 0, 0
+    torch.nn.Conv2d._conv_forward, on_cpu.MANY_IMAGES, on_cpu.MANY_WEIGHTS = forward, 0, math.inf
     try:
         yield taken
     finally:
-        torch.nn.Conv2d._conv_forward, on_cpu.MANY_IMAGES, on_cpu.FEW_PIXELS = originals
+        torch.nn.Conv2d._conv_forward, on_cpu.MANY_IMAGES, on_cpu.MANY_WEIGHTS = originals
 
 
 def steps(name: str, args: argparse.Namespace) -> tuple[Callable[[], Any], Callable[[], Any]]:

@@ -33,10 +33,8 @@ def conv_norm(conv: Any, norm: Any, x: Tensor) -> Tensor:
     Returns:
         (N, D, H', W').
     """
-    if isinstance(x, torch.fx.Proxy) or type(conv) is not nn.Conv2d or has_hooks(conv):
-        return norm(conv(x))  # a trace would keep the weights of its moment, a subclass may compute something else
     if not _folds(conv, norm, x):
-        return norm(convolved(conv, x, conv.weight, conv.bias))
+        return norm(convolved(conv, x, conv.weight, conv.bias) if _is_plain(conv, x) else conv(x))
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     shift = norm.bias - norm.running_mean * scale
     if conv.bias is not None:
@@ -57,7 +55,8 @@ class ConvNormShortcut(nn.Sequential):
 
 def _folds(conv: Any, norm: Any, x: Tensor) -> bool:
     return (
-        type(norm) in FOLDABLE_NORMS
+        _is_plain(conv, x)
+        and type(norm) in FOLDABLE_NORMS
         and not norm.training
         and norm.running_var is not None
         and norm.weight is not None
@@ -67,6 +66,12 @@ def _folds(conv: Any, norm: Any, x: Tensor) -> bool:
         and not has_hooks(norm)
         and _weights_of_output(conv) < x.shape[0] * x.shape[2] * x.shape[3]
     )
+
+
+def _is_plain(conv: Any, x: Tensor) -> bool:
+    # A subclass may compute something else, as may what stands in for a method; a trace would keep today's weights.
+    plain = type(conv) is nn.Conv2d and "forward" not in conv.__dict__
+    return plain and not has_hooks(conv) and not isinstance(x, torch.fx.Proxy)
 
 
 def _weights_of_output(conv: nn.Conv2d) -> int:

@@ -12,9 +12,8 @@ __all__ = ["convolved"]
 
 # Images from which on torch takes oneDNN's convolution for kernels of one pixel, on one thread of a CPU.
 MANY_IMAGES = 16
-# Up to so many pixels, and from so many weights on, a matrix product gives the weights' gradient sooner.
-FEW_PIXELS = 256
-MANY_WEIGHTS = 2**21
+# From so many weights for a pixel of the output on, a matrix product gives their gradient sooner.
+MANY_WEIGHTS = 8192
 
 
 def convolved(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -22,8 +21,8 @@ def convolved(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -
     if _is_plain_on_cpu(conv, x):
         if bias is not None and _goes_by_rows(conv, x):
             return _ConvolvedRows.apply(x, weight, bias)
-        if bias is None and _has_few_pixels(conv, x, weight):
-            return _ConvolvedFewPixels.apply(x, weight, *conv.stride, *conv.padding)
+        if _has_few_pixels(conv, x, weight):
+            return _ConvolvedFewPixels.apply(x, weight, bias, *conv.stride, *conv.padding)
     return conv._conv_forward(x, weight, bias)
 
 
@@ -59,21 +58,20 @@ class _ConvolvedFewPixels(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, *layout: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *layout: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.layout = layout
-        return torch.conv2d(x, weight, None, layout[:2], layout[2:])
+        return torch.conv2d(x, weight, bias, layout[:2], layout[2:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
-        of_weight = _weight_grad(grad, x, weight, *ctx.layout) if ctx.needs_input_grad[1] else None
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            layout = ctx.layout[:2], ctx.layout[2:], (1, 1), False, (0, 0), 1
-            of_x, _, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *layout, [True, False, False])
-        return of_x, of_weight, *(None for _ in ctx.layout)
+        layout = ctx.layout[:2], ctx.layout[2:], (1, 1), False, (0, 0), 1
+        wanted = [ctx.needs_input_grad[0], False, False]
+        of_x, _, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *layout, wanted)
+        of_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        return of_x, _weight_grad(grad, x, weight, *ctx.layout), of_bias, *(None for _ in ctx.layout)
 
 
 def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, *layout: int) -> Tensor:
@@ -138,6 +136,5 @@ def _has_few_pixels(conv: nn.Conv2d, x: Tensor, weight: Tensor) -> bool:
         and torch.is_grad_enabled()
         and weight.dtype == torch.float32
         and weight.is_contiguous(memory_format=torch.channels_last)
-        and weight.numel() >= MANY_WEIGHTS
-        and number * -(-height // down) * -(-width // right) <= FEW_PIXELS
+        and weight.numel() >= MANY_WEIGHTS * number * -(-height // down) * -(-width // right)
     )
