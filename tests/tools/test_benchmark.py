@@ -1,19 +1,11 @@
 """tools/benchmark.py: its yardsticks agree with detkit, and its table says so."""
 
-import subprocess
-import sys
-
 import pytest
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "tools/benchmark.py", *arguments], capture_output=True, text=True, check=False
-    )
+from run_here import run_here
 
 
 def test_a_case_is_timed_and_both_ways_agree():
-    done = run("assign", "--only", "atss_100", "simota_100", "fcos_loss", "--runs", "1")
+    done = run_here("benchmark", "assign", "--only", "atss_100", "simota_100", "fcos_loss", "--runs", "1")
     assert done.returncode == 0, done.stderr
     rows = {line.split("|")[1].strip(): line.split("|") for line in done.stdout.splitlines() if line.count("|") > 5}
     for name in ("atss_100", "simota_100"):
@@ -33,7 +25,7 @@ def test_a_case_is_timed_and_both_ways_agree():
     ],
 )
 def test_wrong_arguments(arguments, message):
-    done = run(*arguments)
+    done = run_here("benchmark", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,17 +1,10 @@
 """tools/benchmark.py infer: both models find objects, and wrong arguments are one line."""
 
-import subprocess
-import sys
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "tools/benchmark.py", "infer", *arguments], capture_output=True, text=True, check=False
-    )
+from run_here import run_here
 
 
 def test_a_prediction_is_timed_and_both_models_find_objects():
-    done = run("--only", "fcos", "--batch", "1", "--size", "64", "64", "--runs", "1")
+    done = run_here("benchmark", "infer", "--only", "fcos", "--batch", "1", "--size", "64", "64", "--runs", "1")
     assert done.returncode == 0, done.stderr
     cells = next(line for line in done.stdout.splitlines() if line.startswith("| fcos")).split("|")
     assert float(cells[2]) > 0
@@ -20,7 +13,7 @@ def test_a_prediction_is_timed_and_both_models_find_objects():
 
 
 def test_wrong_arguments():
-    done = run("--runs", "0")
+    done = run_here("benchmark", "infer", "--runs", "0")
     assert done.returncode == 2
     assert "--batch, --size, --runs and --threads must be at least 1" in done.stderr
     assert "Traceback" not in done.stderr

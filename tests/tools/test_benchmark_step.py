@@ -1,21 +1,16 @@
 """tools/benchmark.py step: both models train on the same loss, and the table says what is no convolution."""
 
 import importlib
-import subprocess
-import sys
 
 import pytest
 import torch
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "tools/benchmark.py", "step", *arguments], capture_output=True, text=True, check=False
-    )
+from run_here import run_here
 
 
 def test_both_models_have_one_loss():
-    done = run("--batch", "1", "--size", "64", "64", "--objects", "3", "--runs", "1", "--split")
+    done = run_here(
+        "benchmark", "step", "--batch", "1", "--size", "64", "64", "--objects", "3", "--runs", "1", "--split"
+    )
     assert done.returncode == 0, done.stderr
     rows = [line.strip("| ").split("|") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
     assert [row[0].strip() for row in rows] == ["retinanet", "fcos"]
@@ -38,7 +33,7 @@ def test_both_models_have_one_loss():
     ],
 )
 def test_wrong_arguments(arguments, message):
-    done = run(*arguments)
+    done = run_here("benchmark", "step", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

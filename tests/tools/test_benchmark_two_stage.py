@@ -1,15 +1,7 @@
 """tools/benchmark.py two-stage: a line for each model, whatever is timed, and wrong arguments."""
 
-import subprocess
-import sys
-
 import pytest
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "tools/benchmark.py", "two-stage", *arguments], capture_output=True, text=True, check=False
-    )
+from run_here import run_here
 
 
 @pytest.mark.parametrize("what", ["step", "targets", "infer"])
@@ -31,7 +23,7 @@ def test_both_models_are_timed(what, monkeypatch, capsys):
 
 def test_wrong_arguments():
     for arguments, message in ((["--runs", "0"], "must be at least 1"), (["--size", "100", "64"], "multiples of 32")):
-        done = run(*arguments)
+        done = run_here("benchmark", "two-stage", *arguments)
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr

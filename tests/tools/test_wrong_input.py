@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import runpy
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_here import run_here
 
 from detkit.datasets.shapes import generate
 
@@ -26,20 +26,15 @@ def data(tmp_path_factory):
     return root
 
 
-def run(tool, *arguments):
-    return subprocess.run(
-        [sys.executable, f"tools/{tool}.py", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
 
 
 def train(data, work_dir, *options, file="mine/annotations.json"):
     paths = [f"data_root={data}/", f"train_ann_file={file}", f"val_ann_file={file}"]
     paths += ["train_images=mine/images/", "val_images=mine/images/"]
-    return run("train", CONFIG, "--work-dir", work_dir, "--device", "cpu", "--cfg-options", *paths, *options)
+    return run_here("train", CONFIG, "--work-dir", work_dir, "--device", "cpu", "--cfg-options", *paths, *options)
 
 
 def assert_one_line(result, *parts):
@@ -113,7 +108,7 @@ def test_work_dir_that_cannot_be_written(data, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_where_none_is(data, tmp_path):
-    result = run("train", CONFIG, "--work-dir", tmp_path / "run", "--device", "cuda")
+    result = run_here("train", CONFIG, "--work-dir", tmp_path / "run", "--device", "cuda")
     assert_one_line(result, "cuda", "cpu")
 
 
@@ -137,11 +132,11 @@ def test_a_broken_checkpoint(data, tmp_path, fault, tool):
     else:
         path.unlink()
     if tool == "test":
-        result = run("test", CONFIG, path, "--work-dir", tmp_path / "run", "--device", "cpu")
+        result = run_here("test", CONFIG, path, "--work-dir", tmp_path / "run", "--device", "cpu")
     elif tool == "infer":
-        result = run("infer", data / "mine" / "images" / "00000.jpg", "--checkpoint", path, "--device", "cpu")
+        result = run_here("infer", data / "mine" / "images" / "00000.jpg", "--checkpoint", path, "--device", "cpu")
     else:
-        result = run("train", CONFIG, "--work-dir", tmp_path / "run", "--device", "cpu", "--resume", path)
+        result = run_here("train", CONFIG, "--work-dir", tmp_path / "run", "--device", "cpu", "--resume", path)
     wanted = {"truncated": "truncated", "code": "run code", "missing": "no such"}[fault]
     assert_one_line(result, "x.pth", wanted)
     assert not trace.exists()
@@ -163,23 +158,20 @@ def test_the_first_step_comes_soon(data, tmp_path):
     assert seconds < 15
 
 
-def test_all_that_is_wrong_with_a_config_is_told_at_once(tmp_path, monkeypatch, capsys):
+def test_all_that_is_wrong_with_a_config_is_told_at_once(tmp_path):
     config = tmp_path / "mine.py"
     config.write_text(
         f"_base_ = {str(ROOT / CONFIG)!r}\nmodel = dict(backbone=dict(type='Resnet'), neck=dict(num_out=3))\n"
         "custom_hooks = [dict(type='EMAHok')]\noptm_wrapper = dict()\n"
     )
-    monkeypatch.setattr(sys, "argv", ["train.py", str(config), "--device", "cpu"])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / "tools/train.py"), run_name="__main__")
-    told = capsys.readouterr().err
-    assert told.startswith("error: 4 things stand against this config:\n  ")
-    assert len(told.splitlines()) == 5
+    result = run_here("train", config, "--device", "cpu")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: 4 things stand against this config:\n  ")
+    assert len(result.stderr.splitlines()) == 5
     for part in (
         "'optim_wrapper'",
         "model.backbone.type: 'Resnet'",
         "model.neck.num_out: FPN",
         "custom_hooks.0.type: 'E",
     ):
-        assert part in told
+        assert part in result.stderr
