@@ -38,6 +38,8 @@ HEADS = [
     "YOLOV3Head",
     "YOLOXHead",
 ]
+# Heads of queries, whose inputs a decoder gives.
+QUERY_HEADS = ["DETRHead", "DINOHead", "DeformableDETRHead", "DeformableDETRHeadTwoStage"]
 # Detections of an image that may be others, with the reason.
 DETECTORS = {
     "CenterNet": 0,
@@ -87,6 +89,11 @@ HEAD_CASES = [
     for case in cases(f"dense_heads/{name}")
     if "error" not in case.values[0]
 ]
+QUERY_CASES = [
+    pytest.param(case.values[0], id=f"{name}-{case.id}")
+    for name in QUERY_HEADS
+    for case in cases(f"dense_heads/{name}")
+]
 ROI_CASES = [
     pytest.param(case.values[0], id=f"{name}-{case.id}") for name in ROI_PARTS for case in cases(f"roi_heads/{name}")
 ]
@@ -121,7 +128,8 @@ def gradient_norms(losses, module, features=()):
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     grads = torch.autograd.grad(total, [*parameters.values(), *features], allow_unused=True)
     norms = {name: grad.norm().item() for name, grad in zip(parameters, grads, strict=False) if grad is not None}
-    return total, norms, [grad.norm().item() for grad in grads[len(parameters) :]]
+    of_features = grads[len(parameters) :]
+    return total, norms, [0.0 if grad is None else grad.norm().item() for grad in of_features]
 
 
 def assert_losses(actual, expected, rtol, atol):
@@ -196,6 +204,33 @@ def test_head(case):
         with torch.no_grad():
             out = head(inputs["x"])
         assert_same(out, expected["out"], 1e-3, 1e-4)
+
+
+@pytest.mark.parametrize("case", QUERY_CASES)
+def test_query_head(case):
+    head = built(case)
+    inputs = arguments(case["inputs"])
+    expected = case["outputs"]
+    head.train(case["method"] == "loss")
+    if case["method"] == "loss":
+        given = [inputs.get(name) for name in ("enc_outputs_class", "enc_outputs_coord")]
+        features = [inputs["hidden_states"], *inputs.get("references", []), *(one for one in given if one is not None)]
+        for feature in features:
+            feature.requires_grad_()
+        losses = head.loss(**inputs)
+        assert_losses(losses, expected["losses"], 1e-3, 1e-4)
+        assert losses.keys() == expected["losses"].keys()
+        total, norms, feature_norms = gradient_norms(losses, head, features)
+        assert_norms(norms, expected["grad_norms"], 1e-3, 1e-4)
+        assert feature_norms == pytest.approx(expected["feat_grad_norms"], rel=1e-3, abs=1e-4)
+        assert total.item() == pytest.approx(expected["total"].item(), rel=1e-3)
+    elif case["method"] == "predict":
+        for actual, wanted in zip(head.predict(**inputs), expected["predictions"], strict=True):
+            assert_detections(actual, wanted, 1e-4, 2e-2)
+    else:
+        with torch.no_grad():
+            out = head(**inputs)
+        assert_same(list(out), expected["out"], 1e-3, 1e-4)
 
 
 @pytest.mark.parametrize("case", ROI_CASES)

@@ -3,6 +3,9 @@
 from detkit.models.dense_heads.atss_head import ATSSHead
 from detkit.models.dense_heads.centernet_head import CenterNetHead
 from detkit.models.dense_heads.centernet_update_head import CenterNetUpdateHead
+from detkit.models.dense_heads.deformable_detr_head import DeformableDETRHead
+from detkit.models.dense_heads.detr_head import DETRHead
+from detkit.models.dense_heads.dino_head import DINOHead
 from detkit.models.dense_heads.fcos_head import FCOSHead
 from detkit.models.dense_heads.fovea_head import FoveaHead
 from detkit.models.dense_heads.free_anchor_retina_head import FreeAnchorRetinaHead
@@ -30,6 +33,9 @@ __all__ = [
     "ATSSHead",
     "CenterNetHead",
     "CenterNetUpdateHead",
+    "DETRHead",
+    "DINOHead",
+    "DeformableDETRHead",
     "EMANormalizer",
     "FCOSHead",
     "FSAFHead",
