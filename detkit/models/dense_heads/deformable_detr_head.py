@@ -109,11 +109,12 @@ class DeformableDETRHead(BaseModule):
         super().init_weights()
         if not self.softmax:
             for of_class in self.cls_branches:
-                nn.init.constant_(of_class.bias, bias_init_with_prob(0.01))
-        for of_box in self.reg_branches:
-            constant_init(of_box[-1], 0, bias=0)
-        if not self.as_two_stage:
-            nn.init.constant_(self.reg_branches[0][-1].bias[2:], -2.0)
+                nn.init.constant_(of_class.get_parameter("bias"), bias_init_with_prob(0.01))
+        for layer, of_box in enumerate(self.reg_branches):
+            *_, last = of_box.children()
+            constant_init(last, 0, bias=0)
+            if layer == 0 and not self.as_two_stage:
+                nn.init.constant_(last.get_parameter("bias")[2:], -2.0)
 
     def forward(self, hidden_states: Tensor, references: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (L, N, Q, C), by softmax one more, and boxes (L, N, Q, 4), centre and size in shares of the image.
