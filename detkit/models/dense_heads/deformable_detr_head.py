@@ -12,11 +12,10 @@ from mmengine.model import BaseModule, bias_init_with_prob, constant_init
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from detkit.models.dense_heads.detr_head import hungarian
 from detkit.models.dense_heads.losses.query_loss import QueryLosses, build_label_loss, query_losses
 from detkit.models.dense_heads.prediction.queries import inverse_sigmoid, query_detections
 from detkit.models.dense_heads.targets.part_checks import check_assigner
-from detkit.models.dense_heads.targets.query_targets import matched_targets
+from detkit.models.dense_heads.targets.query_targets import hungarian, matched_targets
 from detkit.ops.values import check_limit
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
@@ -43,7 +42,7 @@ class DeformableDETRHead(BaseModule):
         loss_bbox: Over centres and sizes, in shares of the image.
         loss_iou: Over corners, in pixels.
         train_cfg: ``assigner`` of predictions, else the paper's.
-        test_cfg: ``max_per_img``, else all pairs of query and class.
+        test_cfg: ``max_per_img``, else as many detections of an image as queries.
         init_cfg: Initialisation.
 
     Raises:
@@ -110,11 +109,11 @@ class DeformableDETRHead(BaseModule):
         if not self.softmax:
             for of_class in self.cls_branches:
                 nn.init.constant_(of_class.get_parameter("bias"), bias_init_with_prob(0.01))
-        for layer, of_box in enumerate(self.reg_branches):
-            *_, last = of_box.children()
+        lasts = [[*of_box.children()][-1] for of_box in self.reg_branches]
+        for last in lasts:
             constant_init(last, 0, bias=0)
-            if layer == 0 and not self.as_two_stage:
-                nn.init.constant_(last.get_parameter("bias")[2:], -2.0)
+        if not self.as_two_stage:  # after all of them, which may be one layer
+            nn.init.constant_(lasts[0].get_parameter("bias")[2:], -2.0)
 
     def forward(self, hidden_states: Tensor, references: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (L, N, Q, C), by softmax one more, and boxes (L, N, Q, 4), centre and size in shares of the image.
@@ -122,7 +121,19 @@ class DeformableDETRHead(BaseModule):
         Args:
             hidden_states: Queries (L, N, Q, embed_dims) of each decoder layer.
             references: Of each layer, at least L: centres (N, Q, 2) or boxes (N, Q, 4), in shares of the image.
+
+        Raises:
+            ValueError: More decoder layers than layers here or references, or references of another kind.
         """
+        name = type(self).__name__
+        if len(hidden_states) > min(len(references), len(self.cls_branches)):
+            raise ValueError(
+                f"{name}: {len(hidden_states)} decoder layers, but num_pred_layer={len(self.cls_branches)} and "
+                f"{len(references)} references"
+            )
+        if any(reference.shape[-1] not in (2, 4) for reference in references):
+            shapes = ", ".join(str(tuple(reference.shape)) for reference in references)
+            raise ValueError(f"{name}: references must be centres (N, Q, 2) or boxes (N, Q, 4), got {shapes}")
         logits, boxes = [], []
         for layer, queries in enumerate(hidden_states):
             reference = inverse_sigmoid(references[layer].float())
@@ -148,15 +159,34 @@ class DeformableDETRHead(BaseModule):
             enc_outputs_class: Logits (N, P, C) of the encoder's P proposals, of which the first class is any object.
             enc_outputs_coord: Boxes (N, P, 4) of these, centre and size in shares of the image.
             batch_data_samples: With ``gt_instances`` and the image fact ``img_shape``.
+
+        Raises:
+            ValueError: Inputs that do not fit each other.
         """
         logits, boxes = self(hidden_states, references)
         truth = GroundTruth.from_samples(batch_data_samples)
         losses = self.matched_losses(logits, boxes, truth, batch_data_samples)
-        if enc_outputs_class is not None and enc_outputs_coord is not None:
-            objects = replace(truth, labels=torch.zeros_like(truth.labels))
-            proposals = enc_outputs_class[None], enc_outputs_coord[None].float()
-            losses |= self.matched_losses(*proposals, objects, batch_data_samples, "enc_")
-        return losses
+        objects = replace(truth, labels=torch.zeros_like(truth.labels))
+        return losses | self.proposal_losses(enc_outputs_class, enc_outputs_coord, objects, batch_data_samples)
+
+    def proposal_losses(
+        self,
+        logits: Tensor | None,
+        boxes: Tensor | None,
+        truth: GroundTruth,
+        batch_data_samples: Sequence[DetDataSample],
+    ) -> dict[str, Tensor]:
+        """Losses of the encoder's proposals (N, P, ...); of none there are none.
+
+        Raises:
+            ValueError: Logits without boxes, or the other way around.
+        """
+        if logits is None and boxes is None:
+            return {}
+        if logits is None or boxes is None:
+            given = "enc_outputs_class" if boxes is None else "enc_outputs_coord"
+            raise ValueError(f"{type(self).__name__}: enc_outputs_class and enc_outputs_coord go together, got {given}")
+        return self.matched_losses(logits[None], boxes[None].float(), truth, batch_data_samples, "enc_")
 
     def matched_losses(
         self,
@@ -164,12 +194,12 @@ class DeformableDETRHead(BaseModule):
         boxes: Tensor,
         truth: GroundTruth,
         batch_data_samples: Sequence[DetDataSample],
-        name: str = "",
+        prefix: str = "",
     ) -> dict[str, Tensor]:
-        """Losses of queries (L, N, Q, ...) that are matched with the objects; ``name`` begins their names."""
+        """Losses of queries (L, N, Q, ...) that are matched with the objects; ``prefix`` begins their names."""
         metas = [sample.metainfo for sample in batch_data_samples]
         targets = matched_targets(self.assigner, truth, metas, logits, boxes, self.num_classes)
-        return query_losses(logits, boxes, targets, metas, self.losses, name)
+        return query_losses(logits, boxes, targets, metas, self.losses, prefix)
 
     def predict(
         self,

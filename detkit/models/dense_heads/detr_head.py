@@ -13,25 +13,15 @@ from torch import Tensor, nn
 from detkit.models.dense_heads.losses.query_loss import QueryLosses, build_label_loss, query_losses
 from detkit.models.dense_heads.prediction.queries import query_detections
 from detkit.models.dense_heads.targets.part_checks import check_assigner
-from detkit.models.dense_heads.targets.query_targets import matched_targets
+from detkit.models.dense_heads.targets.query_targets import hungarian, matched_targets
 from detkit.ops.values import check_limit
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
 from detkit.structures.ground_truth import GroundTruth
 
-__all__ = ["DETRHead", "hungarian"]
+__all__ = ["DETRHead"]
 
 Cfg = Mapping[str, Any]
-
-
-def hungarian(classification: str, weight: float) -> dict[str, Any]:
-    """The assigner of the papers, by default: its cost of classes, and the weight of that."""
-    costs = [
-        {"type": classification, "weight": weight},
-        {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
-        {"type": "IoUCost", "iou_mode": "giou", "weight": 2.0},
-    ]
-    return {"type": "HungarianAssigner", "match_costs": costs}
 
 
 @MODELS.register_module()
@@ -41,14 +31,14 @@ class DETRHead(BaseModule):
     Args:
         num_classes: Classes without background.
         embed_dims: Channels of a query.
-        num_reg_fcs: Linear layers of the boxes' branch before the last two.
+        num_reg_fcs: Linear layers of the boxes' branch before the last one.
         sync_cls_avg_factor: Divide ``loss_cls`` by the mean of all processes.
         loss_cls: Over labels, by default a softmax with a background that counts a tenth; with one number for
             ``class_weight``, that of the background is ``bg_cls_weight``. Or over labels and the IoU of the box.
         loss_bbox: Over centres and sizes, in shares of the image.
         loss_iou: Over corners, in pixels.
         train_cfg: ``assigner`` of predictions, else the paper's.
-        test_cfg: ``max_per_img``, else all.
+        test_cfg: ``max_per_img``, else as many detections of an image as queries.
         init_cfg: Initialisation.
 
     Raises:

@@ -43,18 +43,21 @@ class DINOHead(DeformableDETRHead):
             dn_meta: ``num_denoising_queries`` and ``num_denoising_groups``; None is no such query.
 
         Raises:
-            ValueError: The groups do not hold the objects twice.
+            ValueError: Inputs that do not fit each other, or groups that do not hold the objects twice.
         """
         logits, boxes = self(hidden_states, references)
         truth = GroundTruth.from_samples(batch_data_samples)
-        count = 0 if dn_meta is None else dn_meta["num_denoising_queries"]
+        keys = ("num_denoising_queries", "num_denoising_groups")
+        count, groups = (0, 0) if dn_meta is None else (dn_meta.get(key, -1) for key in keys)
+        if not 0 <= count < logits.shape[2] or groups < 0:
+            raise ValueError(
+                f"DINOHead: dn_meta must have {' and '.join(keys)}, and leave some of the {logits.shape[2]} queries to "
+                f"be matched; got {dn_meta}"
+            )
         losses = self.matched_losses(logits[:, :, count:], boxes[:, :, count:], truth, batch_data_samples)
-        if enc_outputs_class is not None and enc_outputs_coord is not None:
-            proposals = enc_outputs_class[None], enc_outputs_coord[None].float()
-            losses |= self.matched_losses(*proposals, truth, batch_data_samples, "enc_")
+        losses |= self.proposal_losses(enc_outputs_class, enc_outputs_coord, truth, batch_data_samples)
         if dn_meta is not None:
             metas = [sample.metainfo for sample in batch_data_samples]
-            groups = dn_meta["num_denoising_groups"]
             targets = denoising_targets(truth, metas, len(logits), count, groups, self.num_classes)
             losses |= query_losses(logits[:, :, :count], boxes[:, :, :count], targets, metas, self.losses, "dn_")
         return losses

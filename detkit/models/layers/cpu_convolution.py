@@ -12,7 +12,8 @@ __all__ = ["convolved"]
 
 # Images from which on torch takes oneDNN's convolution for kernels of one pixel, on one thread of a CPU.
 MANY_IMAGES = 16
-# From so many weights for a pixel of the output on, a matrix product gives their gradient sooner.
+# From so many weights for a pixel of the output on (kernel and padding aside), a matrix product gives their gradient
+# sooner.
 MANY_WEIGHTS = 8192
 
 
@@ -100,6 +101,8 @@ def _as_maps(rows: Tensor, like: Tensor) -> Tensor:
 def _is_plain_on_cpu(conv: nn.Conv2d, x: Tensor) -> bool:
     return (
         not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        # torch.func's transforms take no functions of one's own like these.
+        and torch._C._functorch.peek_interpreter_stack() is None
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
@@ -136,5 +139,6 @@ def _has_few_pixels(conv: nn.Conv2d, x: Tensor, weight: Tensor) -> bool:
         and torch.is_grad_enabled()
         and weight.dtype == torch.float32
         and weight.is_contiguous(memory_format=torch.channels_last)
+        and x.numel() > 0
         and weight.numel() >= MANY_WEIGHTS * number * -(-height // down) * -(-width // right)
     )

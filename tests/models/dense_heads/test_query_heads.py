@@ -9,6 +9,7 @@ from mmengine.structures import InstanceData
 from reference import arguments, case_named, load_weights
 from torch.testing import assert_close
 
+from detkit.models.dense_heads.losses import query_loss
 from detkit.models.dense_heads.losses.query_loss import build_label_loss
 from detkit.models.dense_heads.prediction.queries import inverse_sigmoid, query_detections
 from detkit.models.dense_heads.targets.query_targets import denoising_targets
@@ -16,6 +17,7 @@ from detkit.registry import MODELS
 from detkit.structures import DetDataSample
 from detkit.structures.boxes import bbox_cxcywh_to_xyxy, bbox_overlaps
 from detkit.structures.ground_truth import GroundTruth
+from detkit.task_modules import HungarianAssigner
 
 NAMES = ["DETRHead", "DeformableDETRHead", "DeformableDETRHeadTwoStage", "DINOHead"]
 METAS = [{"img_shape": (50, 100)}, {"img_shape": (80, 40), "scale_factor": (0.5, 2.0)}]
@@ -48,6 +50,11 @@ def test_the_host_waits_for_the_matching_of_all_layers_at_once(name):
     # Proposals of the encoder are matched apart.
     assert reads.counts["cpu"] == (2 if "enc_outputs_class" in inputs and name != "DeformableDETRHead" else 1)
     assert not reads.counts.keys() - {"cpu", "numpy", "to"}
+
+
+def test_names_of_losses_come_in_mmdetections_order():
+    head, inputs = reference("DINOHead")
+    assert list(head.loss(**inputs)) == list(case_named("dense_heads/DINOHead", "loss")["outputs"]["losses"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,9 +141,88 @@ def test_the_background_has_its_own_weight():
     assert (loss.class_weight.tolist(), background) == ([2, 2, 2, 0.5], 0.5)
     loss, background = build_label_loss({"type": "CrossEntropyLoss", "class_weight": 2.0}, 3, "DETRHead")
     assert (loss.class_weight.tolist(), background) == ([2, 2, 2, 2], 2)
+    weights = [1.0, 1.0, 1.0, 0.25]
+    assert build_label_loss({"type": "CrossEntropyLoss", "class_weight": weights}, 3, "DETRHead")[1] == 0.25
+    assert build_label_loss({"type": "CrossEntropyLoss"}, 3, "DETRHead")[1] == 0
     assert build_label_loss({"type": "FocalLoss"}, 3, "DETRHead")[1] == 0
-    with pytest.raises(ValueError, match=r"bg_cls_weight goes with one number for class_weight, got class_weight=None"):
-        build_label_loss({"type": "CrossEntropyLoss", "bg_cls_weight": 0.1}, 3, "DETRHead")
+    sigmoid = {"type": "CrossEntropyLoss", "use_sigmoid": True, "class_weight": 2.0}
+    loss, background = build_label_loss(sigmoid, 3, "DETRHead")
+    assert (loss.class_weight.tolist(), background) == ([2, 2, 2], 0)
+
+
+@pytest.mark.parametrize(
+    ("part", "error", "message"),
+    [
+        ({"bg_cls_weight": 0.1}, ValueError, "bg_cls_weight goes with a softmax and one number for class_weight, got"),
+        ({"bg_cls_weight": 0.1, "class_weight": 1.0, "use_sigmoid": True}, ValueError, "use_sigmoid=True"),
+        ({"bg_cls_weight": -1, "class_weight": 1.0}, ValueError, "DETRHead: loss_cls.bg_cls_weight must be >= 0"),
+        ({"bg_cls_weight": "a", "class_weight": 1.0}, TypeError, "DETRHead: loss_cls.bg_cls_weight must be a number"),
+    ],
+)
+def test_a_background_weight_that_does_not_fit_is_refused(part, error, message):
+    with pytest.raises(error, match=message):
+        build_label_loss({"type": "CrossEntropyLoss", **part}, 3, "DETRHead")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_losses_are_divided_by_the_mean_of_all_processes(shared, monkeypatch):
+    head, inputs = reference("DeformableDETRHead", sync_cls_avg_factor=shared)
+    alone = head.loss(**inputs)
+    monkeypatch.setattr(query_loss, "reduce_mean", lambda value, least: 2 * value.clamp(min=least))
+    losses = head.loss(**inputs)
+    for name, loss in losses.items():
+        half = shared or not name.endswith("cls")
+        assert_close(loss, alone[name] / 2 if half else alone[name])
+
+
+@pytest.mark.parametrize("loss_iou", ["GIoULoss", "BoundedIoULoss", "IoULoss", "DIoULoss", "CIoULoss", "L1Loss"])
+def test_every_loss_of_boxes_learns_the_overlap(loss_iou):
+    head, inputs = reference("DETRHead", loss_iou={"type": loss_iou})
+    sum(head.loss(**inputs).values()).backward()
+    assert all(p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_an_assigner_of_ones_own_matches_image_by_image():
+    class Mine(HungarianAssigner):
+        def assign(self, pred_instances, gt_instances, img_meta=None, **kwargs):
+            seen.append((len(pred_instances), len(gt_instances), img_meta["img_id"]))
+            return super().assign(pred_instances, gt_instances, img_meta)
+
+    seen = []
+    head, inputs = reference("DETRHead")
+    expected = head.loss(**inputs)
+    costs = case_named("dense_heads/DETRHead", "loss")["config"]["train_cfg"]["assigner"]["match_costs"]
+    head.assigner = Mine(costs)
+    assert_close(head.loss(**inputs), expected)
+    assert seen == [(10, 4, 0), (10, 2, 1)] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("DINOHead", lambda i: {"references": i["references"][:1]}, "2 decoder layers, but num_pred_layer=3 and 1 ref"),
+        ("DINOHead", lambda i: {"hidden_states": torch.zeros(4, 2, 26, 16)}, "4 decoder layers, but num_pred_layer=3"),
+        ("DINOHead", lambda i: {"references": [torch.zeros(2, 26, 3)] * 3}, r"boxes \(N, Q, 4\), got \(2, 26, 3\), "),
+        ("DINOHead", lambda i: {"enc_outputs_coord": None}, "go together, got enc_outputs_class"),
+        ("DeformableDETRHeadTwoStage", lambda i: {"enc_outputs_class": None}, "go together, got enc_outputs_coord"),
+        ("DINOHead", lambda i: {"dn_meta": {"num_denoising_queries": 16}}, "must have .* num_denoising_groups.*got {"),
+        (
+            "DINOHead",
+            lambda i: {"dn_meta": {"num_denoising_queries": 26, "num_denoising_groups": 2}},
+            "leave some of the 26 queries to be matched",
+        ),
+        ("DETRHead", lambda i: {"batch_data_samples": i["batch_data_samples"][:1]}, "1 data samples for 2 images"),
+        (
+            "DETRHead",
+            lambda i: {"batch_data_samples": [DetDataSample(gt_instances=one) for one in truth(1, 1)]},
+            "image 0 of the batch needs the fact 'img_shape', has none",
+        ),
+    ],
+)
+def test_inputs_that_do_not_fit_each_other_are_refused(name, change, message):
+    head, inputs = reference(name)
+    with pytest.raises(ValueError, match=message):
+        head.loss(**{**inputs, **change(inputs)})
 
 
 def test_denoising_targets_by_hand():
@@ -180,7 +266,11 @@ def test_detections_by_hand():
     assert found.labels.tolist() == [2, 1, 0]
     assert_close(found.scores, torch.tensor([9.0, 2.0, 1.0]).sigmoid())
     assert_close(found.bboxes[0], torch.tensor([28.0, 32, 40, 48]))  # cut off at the image's 40 pixels
-    (found,) = query_detections(logits, boxes, METAS[1:], True, None, rescale=True)
+    (found,) = query_detections(logits, boxes, METAS[1:], False, None, rescale=False)
+    assert len(found) == 2  # as many as queries
+    (found,) = query_detections(logits, boxes, METAS[1:], False, -1, rescale=False)
+    assert len(found) == 6
+    (found,) = query_detections(logits, boxes, METAS[1:], True, 9, rescale=True)
     assert found.labels.tolist() == [1, 0]  # the last channel is the background
     assert_close(found.bboxes[0], torch.tensor([10.0, 20, 30, 60]) / torch.tensor([0.5, 2, 0.5, 2]))
 
@@ -192,8 +282,10 @@ def test_inverse_sigmoid():
 
 
 @pytest.mark.parametrize("two_stage", [False, True])
-def test_boxes_begin_as_their_references(two_stage):
-    head = MODELS.build({"type": "DeformableDETRHead", "num_classes": 3, "embed_dims": 8, "as_two_stage": two_stage})
+@pytest.mark.parametrize("share", [False, True])
+def test_boxes_begin_as_their_references(two_stage, share):
+    config = {"type": "DeformableDETRHead", "num_classes": 3, "embed_dims": 8}
+    head = MODELS.build({**config, "as_two_stage": two_stage, "share_pred_layer": share})
     head.init_weights()
     reference = torch.rand(2, 5, 4 if two_stage else 2) * 0.8 + 0.1
     logits, boxes = head(torch.zeros(6, 2, 5, 8), [reference] * 6)
@@ -202,7 +294,8 @@ def test_boxes_begin_as_their_references(two_stage):
         assert_close(boxes, reference.expand(6, 2, 5, 4))
     else:
         assert_close(boxes[..., :2], reference.expand(6, 2, 5, 2))
-        assert_close(boxes[0, ..., 2:], torch.full((2, 5, 2), -2.0).sigmoid())
+        sizes = torch.tensor([-2.0] + [-2.0 if share else 0.0] * 5).sigmoid().view(6, 1, 1, 1)
+        assert_close(boxes[..., 2:], sizes.expand(6, 2, 5, 2))
 
 
 def test_all_layers_may_have_the_same_layers():

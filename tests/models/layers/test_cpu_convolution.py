@@ -110,3 +110,60 @@ def test_else_torch_computes_it(change, products):
     found, grads = gradients(conv, norm, x, conv_norm)
     assert not products
     assert_close((found, *grads), (wanted, *wanted_grads))
+
+
+def few_pixels():
+    """A convolution, a norm and maps that go by a product."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 4, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    return conv, nn.BatchNorm2d(4).eval(), torch.randn(2, 6, 4, 3).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("part", ["frozen", "no gradients", "layout of the weights", "autocast", "torch.func"])
+def test_nothing_else_has_a_gradient_of_its_own(part, products, monkeypatch):
+    conv, norm, x = few_pixels()
+    # The norm is not folded, as the weights are more than the map.
+    called = []
+    original = cpu_convolution._ConvolvedFewPixels.apply
+    monkeypatch.setattr(cpu_convolution._ConvolvedFewPixels, "apply", lambda *args: called.append(1) or original(*args))
+    conv_norm(conv, norm, x)
+    assert called == [1]
+    expected = norm(conv(x))
+    if part == "frozen":
+        conv.requires_grad_(False)
+    elif part == "layout of the weights":
+        conv = conv.to(memory_format=torch.contiguous_format)
+    if part == "torch.func":
+        weights = dict(conv.named_parameters())
+
+        def total(weights, x):
+            return norm(torch.func.functional_call(conv, weights, x)).sum()
+
+        def ours(weights, x):
+            return conv_norm_with(conv, norm, weights, x).sum()
+
+        assert_close(torch.func.grad(ours)(weights, x), torch.func.grad(total)(weights, x))
+    else:
+        with torch.autocast("cpu", torch.bfloat16, enabled=part == "autocast"), torch.set_grad_enabled(part[0] != "n"):
+            found = conv_norm(conv, norm, x)
+        tolerance = {"rtol": 5e-2, "atol": 5e-2} if part == "autocast" else {}
+        assert_close(found.float(), expected, **tolerance)
+    assert called == [1]
+
+
+def conv_norm_with(conv, norm, weights, x):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = conv, norm
+
+        def forward(self, x):
+            return conv_norm(self.conv, self.norm, x)
+
+    return torch.func.functional_call(Both(), {f"conv.{name}": value for name, value in weights.items()}, x)
+
+
+def test_no_images_have_a_gradient_of_zero(products):
+    conv, norm, x = few_pixels()
+    conv_norm(conv, norm, x[:0]).sum().backward()
+    assert conv.weight.grad.abs().sum() == 0

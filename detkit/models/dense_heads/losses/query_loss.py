@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detkit.losses.reduction import reduce_mean
+from detkit.losses.reduction import check_number, reduce_mean
 from detkit.models.dense_heads.losses.box_quality import iou_quality
 from detkit.models.dense_heads.targets.part_checks import check_box_loss, check_loss
 from detkit.models.dense_heads.targets.query_targets import QueryTargets, image_sizes
@@ -30,14 +30,14 @@ class QueryLosses:
         of_boxes: Over centres and sizes in shares of the image.
         of_overlap: Over corners in pixels.
         background_weight: What a query without object counts in the divisor of ``of_labels``.
-        shared_divisor: Whether that divisor is the mean of all processes, as that of the boxes is.
+        divided_by_all: Whether that divisor is the mean of all processes', as that of the boxes is.
     """
 
     of_labels: nn.Module
     of_boxes: nn.Module
     of_overlap: nn.Module
     background_weight: float
-    shared_divisor: bool
+    divided_by_all: bool
 
     def check(self, head: str) -> None:
         """Refuse losses that learn something else; ``head`` is who has them.
@@ -51,23 +51,32 @@ class QueryLosses:
 
 
 def build_label_loss(cfg: Mapping[str, Any], num_classes: int, head: str) -> tuple[nn.Module, float]:
-    """The loss that ``cfg`` names, and what a query without object counts.
+    """The loss that ``cfg`` names, and what a query without object counts in its divisor: its weight in a softmax.
 
     With one number for ``class_weight``, that of the background is ``bg_cls_weight``, or the same.
 
     Raises:
-        ValueError: ``bg_cls_weight`` beside anything else.
+        TypeError: ``bg_cls_weight`` is no number.
+        ValueError: ``bg_cls_weight`` is negative, or beside anything but a softmax with one ``class_weight``.
     """
     cfg = dict(cfg)
     weight, background = cfg.get("class_weight"), cfg.pop("bg_cls_weight", None)
-    if not isinstance(weight, (int, float)):
-        if background is not None:
+    is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    if background is not None:
+        check_number(head, "loss_cls.bg_cls_weight", background, low=0)
+        if not is_number or cfg.get("use_sigmoid", False):
             raise ValueError(
-                f"{head}: loss_cls.bg_cls_weight goes with one number for class_weight, got class_weight={weight!r}"
+                f"{head}: loss_cls.bg_cls_weight goes with a softmax and one number for class_weight, got "
+                f"class_weight={weight!r}, use_sigmoid={cfg.get('use_sigmoid', False)}"
             )
-        return MODELS.build(cfg), 0.0
-    background = float(weight if background is None else background)
-    return MODELS.build({**cfg, "class_weight": [float(weight)] * num_classes + [background]}), background
+    if is_number:
+        own = [] if cfg.get("use_sigmoid", False) else [weight if background is None else background]
+        cfg["class_weight"] = [weight] * num_classes + own
+    loss = MODELS.build(cfg)
+    weights = getattr(loss, "class_weight", None)
+    if not isinstance(weights, Tensor) or getattr(loss, "use_sigmoid", True):
+        return loss, 0.0
+    return loss, float(weights[-1])
 
 
 def query_losses(
@@ -76,9 +85,9 @@ def query_losses(
     targets: QueryTargets,
     metas: Sequence[Mapping[str, Any]],
     losses: QueryLosses,
-    name: str = "",
+    prefix: str = "",
 ) -> dict[str, Tensor]:
-    """``<name>loss_cls``, ``<name>loss_bbox`` and ``<name>loss_iou`` of the last layer, and ``d<l>.<...>`` of others.
+    """``<prefix>loss_cls``, ``<prefix>loss_bbox`` and ``<prefix>loss_iou`` of the last layer, ``d<l>.<...>`` of others.
 
     Args:
         logits: (L, N, Q, C), or one more channel for the background.
@@ -86,35 +95,33 @@ def query_losses(
         targets: Of these queries.
         metas: Image facts with ``img_shape``.
         losses: Of the head.
-        name: Which queries these are.
+        prefix: Tells these queries from others.
     """
     num_positive = targets.positive.flatten(1).sum(1, dtype=torch.float32)
     divisor = num_positive + losses.background_weight * targets.negative.flatten(1).sum(1)
-    of_labels = reduce_mean(divisor, least=1.0) if losses.shared_divisor else divisor.clamp(min=1)
+    of_labels = reduce_mean(divisor, least=1.0) if losses.divided_by_all else divisor.clamp(min=1)
     of_boxes = reduce_mean(num_positive, least=1.0)
     sizes = image_sizes(metas, boxes)
     found: dict[str, Tensor] = {}
-    for layer in reversed(range(len(logits))):
+    last = len(logits) - 1
+    for layer in (last, *range(last)):
         labels, wanted = targets.labels[layer].flatten(), targets.boxes[layer]
-        positive = targets.positive[layer].flatten().to(boxes.dtype)
+        weight = targets.positive[layer].reshape(-1, 1).expand(-1, 4).to(boxes.dtype)
         target: Any = labels
         if getattr(losses.of_labels, "learns", None) == WITH_QUALITY:
             corners = bbox_cxcywh_to_xyxy(boxes[layer]), bbox_cxcywh_to_xyxy(wanted)
             target = labels, iou_quality(*corners).flatten()
-        key = name if layer == len(logits) - 1 else f"d{layer}.{name}"
+        key = prefix if layer == last else f"d{layer}.{prefix}"
         found[f"{key}loss_cls"] = losses.of_labels(
-            logits[layer].flatten(0, 1), target, torch.ones_like(positive), avg_factor=of_labels[layer]
+            logits[layer].flatten(0, 1), target, weight.new_ones(len(weight)), avg_factor=of_labels[layer]
         )
         found[f"{key}loss_bbox"] = losses.of_boxes(
-            boxes[layer].flatten(0, 1),
-            wanted.flatten(0, 1),
-            positive.unsqueeze(1).expand(-1, 4),
-            avg_factor=of_boxes[layer],
+            boxes[layer].flatten(0, 1), wanted.flatten(0, 1), weight, avg_factor=of_boxes[layer]
         )
         found[f"{key}loss_iou"] = losses.of_overlap(
             (bbox_cxcywh_to_xyxy(boxes[layer]) * sizes).flatten(0, 1),
             (bbox_cxcywh_to_xyxy(wanted) * sizes).flatten(0, 1),
-            positive,
+            weight,
             avg_factor=of_boxes[layer],
         )
     return found

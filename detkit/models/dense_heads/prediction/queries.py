@@ -17,7 +17,7 @@ __all__ = ["inverse_sigmoid", "query_detections"]
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Logit of ``x`` (...), which is brought into [0, 1], as are its parts into [``eps``, 1]; finite everywhere."""
+    """Logit of ``x`` (...) in [0, 1], finite at both ends: ``x`` and ``1 - x`` count as ``eps`` at least."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
@@ -37,7 +37,8 @@ def query_detections(
         boxes: (N, Q, 4) centre and size in shares of the image.
         metas: Image facts with ``img_shape`` and, where resized, ``scale_factor``.
         softmax: Whether classes exclude each other.
-        max_per_img: Detections of an image; None, a negative number, or more than there are is all.
+        max_per_img: Detections of an image, at most as many as there are: None is as many as queries, a negative
+            number all.
         rescale: Return boxes in the frame of the original image.
 
     Returns:
@@ -49,7 +50,8 @@ def query_detections(
         scores, labels = logits.softmax(dim=2)[..., :-1].max(dim=2)
     else:
         scores = logits.sigmoid().flatten(1)
-    count = scores.shape[1] if max_per_img is None or max_per_img < 0 else min(max_per_img, scores.shape[1])
+    wanted = logits.shape[1] if max_per_img is None else max_per_img
+    count = scores.shape[1] if wanted < 0 else min(wanted, scores.shape[1])
     scores, index = scores.topk(count, dim=1)
     query = index if softmax else index // num_classes
     labels = labels.gather(1, index) if softmax else index % num_classes

@@ -1,5 +1,4 @@
-"""What queries learn, DETR, https://arxiv.org/abs/2005.12872, and what denoising queries do, DINO,
-https://arxiv.org/abs/2203.03605.
+"""What queries learn: DETR, https://arxiv.org/abs/2005.12872, and with denoising DINO, https://arxiv.org/abs/2203.03605.
 
 Letters: L decoder layers, N images, Q queries of each, G objects of each (padded), C classes. Boxes of queries are
 centre and size in shares of the image.
@@ -13,12 +12,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.structures import InstanceData
 from torch import Tensor
 
+from detkit.ops.upload import upload
+from detkit.signature import takes_batches
 from detkit.structures.boxes import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 from detkit.structures.ground_truth import GroundTruth
 
-__all__ = ["QueryTargets", "denoising_targets", "image_sizes", "matched_targets"]
+__all__ = ["QueryTargets", "denoising_targets", "hungarian", "image_sizes", "matched_targets"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,29 @@ class QueryTargets:
     negative: Tensor
 
 
-def image_sizes(metas: Sequence[Mapping[str, Any]], like: Tensor) -> Tensor:
-    """Width, height, width and height in pixels of each image, (N, 1, 4), on the device of ``like``."""
-    sizes = [[*meta["img_shape"][1::-1]] * 2 for meta in metas]
-    return torch.tensor(sizes, dtype=torch.float32).to(like.device, non_blocking=True).unsqueeze(1)
+def hungarian(cost_of_classes: str, weight: float) -> dict[str, Any]:
+    """Config of the papers' assigner: costs of classes, of boxes and of their overlap."""
+    costs = [
+        {"type": cost_of_classes, "weight": weight},
+        {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
+        {"type": "IoUCost", "iou_mode": "giou", "weight": 2.0},
+    ]
+    return {"type": "HungarianAssigner", "match_costs": costs}
+
+
+def image_sizes(metas: Sequence[Mapping[str, Any]], boxes: Tensor) -> Tensor:
+    """Width, height, width and height in pixels of each image, (N, 1, 4), where ``boxes`` (..., N, Q, 4) are.
+
+    Raises:
+        ValueError: Not as many facts as images, or one lacks ``img_shape``.
+    """
+    if len(metas) != boxes.shape[-3]:
+        raise ValueError(f"{len(metas)} data samples for {boxes.shape[-3]} images")
+    for index, meta in enumerate(metas):
+        if "img_shape" not in meta:
+            raise ValueError(f"image {index} of the batch needs the fact 'img_shape', has {', '.join(meta) or 'none'}")
+    sizes = torch.tensor([[*meta["img_shape"][1::-1]] * 2 for meta in metas], dtype=torch.float32)
+    return upload(sizes, boxes.device).unsqueeze(1)
 
 
 def matched_targets(
@@ -71,22 +92,32 @@ def matched_targets(
             for part in (truth.boxes, truth.labels, truth.valid, truth.ignored_boxes, truth.ignored_valid)
         )
     )
-    found = assigner.assign_batch(
-        None,
-        objects,
-        img_metas=[*metas] * num_layers,
-        scores=logits.detach().flatten(0, 1),
-        bboxes=(bbox_cxcywh_to_xyxy(boxes.detach()) * sizes).flatten(0, 1),
-    )
-    wanted, labels = objects.matched(found.gt_inds, boxes.new_zeros(1, 4))
-    positive = (found.gt_inds > 0).unflatten(0, logits.shape[:2])
+    corners = (bbox_cxcywh_to_xyxy(boxes.detach()) * sizes).flatten(0, 1)
+    gt_inds = _matched(assigner, objects, [*metas] * num_layers, logits.detach().flatten(0, 1), corners)
+    wanted, labels = objects.matched(gt_inds, boxes.new_zeros(1, 4))
+    positive = (gt_inds > 0).unflatten(0, logits.shape[:2])
     labels = labels.unflatten(0, logits.shape[:2])
     return QueryTargets(
         labels=torch.where(positive, labels, num_classes),
         boxes=bbox_xyxy_to_cxcywh(wanted.unflatten(0, logits.shape[:2]) / sizes),
         positive=positive,
-        negative=(found.gt_inds == 0).unflatten(0, logits.shape[:2]),
+        negative=(gt_inds == 0).unflatten(0, logits.shape[:2]),
     )
+
+
+def _matched(
+    assigner: Any, objects: GroundTruth, metas: Sequence[Mapping[str, Any]], scores: Tensor, corners: Tensor
+) -> Tensor:
+    """``gt_inds`` (M, Q) of M images, one by one where an assigner of one's own knows no batches."""
+    if takes_batches(assigner, "assign", "assign_batch"):
+        return assigner.assign_batch(None, objects, img_metas=metas, scores=scores, bboxes=corners).gt_inds
+    rows = []
+    for index, meta in enumerate(metas):
+        valid = objects.valid[index]
+        own = InstanceData(bboxes=objects.boxes[index][valid], labels=objects.labels[index][valid])
+        predictions = InstanceData(scores=scores[index], bboxes=corners[index])
+        rows.append(assigner.assign(pred_instances=predictions, gt_instances=own, img_meta=meta).gt_inds)
+    return torch.stack(rows)
 
 
 def denoising_targets(
