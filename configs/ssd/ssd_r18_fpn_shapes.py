@@ -1,6 +1,8 @@
 """SSD, half-width ResNet-18 FPN, on the embedded example data. https://arxiv.org/abs/1512.02325
 
 python tools/train.py configs/ssd/ssd_r18_fpn_shapes.py
+
+bbox mAP 0.55 on the 250 validation images (docs/methods.md).
 """
 
 _base_ = ["../_base_/datasets/shapes_detection.py", "../_base_/schedules/schedule_shapes.py"]

@@ -151,18 +151,19 @@ def weight_reduce_loss(
 
 
 def reduce_mean(value: Tensor, least: float = 0.0) -> Tensor:
-    """Mean over the processes of a distributed run of a number to divide losses by.
+    """Mean over the processes of a distributed run of a number, or several, to divide losses by.
 
     DDP averages gradients over the processes: with this divisor they are those of one process with all images. What
     is computed without gradients is averaged by nobody, and there processes may hold unequal numbers of batches, so
     ``value`` stays the process's own.
 
     Args:
-        value: () number of this process, on any device.
+        value: () number, or (L,) numbers, of this process, on any device.
         least: Least sum over all processes.
 
     Returns:
-        (), without gradient where it is a mean; ``value`` itself where there is one process and ``least`` is 0.
+        Of its shape, without gradient where it is a mean; ``value`` itself where there is one process and ``least``
+        is 0.
     """
     processes = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
     if processes > 1 and torch.is_grad_enabled():
