@@ -8,6 +8,7 @@ from host_reads import HostReads
 from mmengine.structures import InstanceData
 from reference import arguments, case_named, load_weights
 from torch.testing import assert_close
+from two_processes import assert_mean_of_both, losses_of_two_processes
 
 from detkit.models.dense_heads.losses import query_loss
 from detkit.models.dense_heads.losses.query_loss import build_label_loss
@@ -61,12 +62,8 @@ def test_names_of_losses_come_in_mmdetections_order():
 def test_images_are_predicted_as_alone(name):
     head, inputs = reference(name, "predict")
     together = head.eval().predict(**inputs)
-    samples = inputs.pop("batch_data_samples")
-    for index, sample in enumerate(samples):
-        own = {"hidden_states": inputs["hidden_states"][:, index : index + 1]}
-        if "references" in inputs:
-            own["references"] = [one[index : index + 1] for one in inputs["references"]]
-        (alone,) = head.predict(**own, batch_data_samples=[sample], rescale=inputs["rescale"])
+    for index in range(2):
+        (alone,) = head.predict(**of_image(inputs, index))
         for field in ("bboxes", "scores", "labels"):
             assert_close(alone[field], together[index][field])
 
@@ -162,6 +159,39 @@ def test_the_background_has_its_own_weight():
 def test_a_background_weight_that_does_not_fit_is_refused(part, error, message):
     with pytest.raises(error, match=message):
         build_label_loss({"type": "CrossEntropyLoss", **part}, 3, "DETRHead")
+
+
+def of_image(inputs, index):
+    """The arguments of one image alone."""
+    one = slice(index, index + 1)
+    own = {"hidden_states": inputs["hidden_states"][:, one], "batch_data_samples": inputs["batch_data_samples"][one]}
+    if "references" in inputs:
+        own["references"] = [reference[one] for reference in inputs["references"]]
+    for name in ("enc_outputs_class", "enc_outputs_coord"):
+        own |= {name: None if inputs[name] is None else inputs[name][one]} if name in inputs else {}
+    return {**inputs, **own}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("which", ["loss", "loss_one_without_gt", "loss_no_gt"])
+def test_two_processes_have_the_losses_of_one_with_all_images(name, which, monkeypatch):
+    head, inputs = reference(name, which, sync_cls_avg_factor=True)
+    together = head.loss(**inputs)
+    alone = losses_of_two_processes(monkeypatch, lambda rank: head.loss(**of_image(inputs, rank)))
+    assert_mean_of_both(alone, together, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_object_without_area_has_finite_losses_and_gradients(name):
+    head, inputs = reference(name)
+    for sample in inputs["batch_data_samples"]:
+        boxes = sample.gt_instances.bboxes
+        boxes[::2, 2] = boxes[::2, 0]
+        boxes[1::2, 3] = boxes[1::2, 1]
+    total = sum(head.loss(**inputs).values())
+    total.backward()
+    assert torch.isfinite(total)
+    assert all(torch.isfinite(p.grad).all() for p in head.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("shared", [False, True])
