@@ -146,6 +146,16 @@ def assert_norms(actual, expected, rtol, atol):
         assert norm == pytest.approx(expected.get(name, 0.0), rel=rtol, abs=atol), name
 
 
+def assert_learns(losses, head, features, expected):
+    """The losses of a head, their sum, and how strongly they pull at its weights and inputs."""
+    assert_losses(losses, expected["losses"], 1e-3, 1e-4)
+    total, norms, feature_norms = gradient_norms(losses, head, features)
+    # Without objects nothing reaches the boxes; the reference counts zeros there.
+    assert_norms(norms, expected["grad_norms"], 1e-3, 1e-4)
+    assert feature_norms == pytest.approx(expected["feat_grad_norms"], rel=1e-3, abs=1e-4)
+    assert total.item() == pytest.approx(expected["total"].item(), rel=1e-3)
+
+
 def assert_detections(actual, expected, score_atol, box_atol, unsettled=0):
     """Detections as a set: equal scores have no order; up to ``unsettled`` may be others."""
     assert len(actual.scores) == len(expected["scores"])
@@ -191,12 +201,7 @@ def test_head(case):
     if case["method"] == "loss":
         features = [feature.clone().requires_grad_() for feature in inputs["x"]]
         losses = head.loss(features, inputs["batch_data_samples"])
-        assert_losses(losses, expected["losses"], 1e-3, 1e-4)
-        total, norms, feature_norms = gradient_norms(losses, head, features)
-        # Without objects nothing reaches the boxes; the reference counts zeros there.
-        assert_norms(norms, expected["grad_norms"], 1e-3, 1e-4)
-        assert feature_norms == pytest.approx(expected["feat_grad_norms"], rel=1e-3, abs=1e-4)
-        assert total.item() == pytest.approx(expected["total"].item(), rel=1e-3)
+        assert_learns(losses, head, features, expected)
     elif case["method"] == "predict":
         for actual, wanted in zip(head.predict(**inputs), expected["predictions"], strict=True):
             assert_detections(actual, wanted, 1e-4, 2e-2)
@@ -218,12 +223,8 @@ def test_query_head(case):
         for feature in features:
             feature.requires_grad_()
         losses = head.loss(**inputs)
-        assert_losses(losses, expected["losses"], 1e-3, 1e-4)
         assert losses.keys() == expected["losses"].keys()
-        total, norms, feature_norms = gradient_norms(losses, head, features)
-        assert_norms(norms, expected["grad_norms"], 1e-3, 1e-4)
-        assert feature_norms == pytest.approx(expected["feat_grad_norms"], rel=1e-3, abs=1e-4)
-        assert total.item() == pytest.approx(expected["total"].item(), rel=1e-3)
+        assert_learns(losses, head, features, expected)
     elif case["method"] == "predict":
         for actual, wanted in zip(head.predict(**inputs), expected["predictions"], strict=True):
             assert_detections(actual, wanted, 1e-4, 2e-2)
@@ -242,11 +243,7 @@ def test_roi_head(case):
     if case["method"] == "loss":
         features = [feature.clone().requires_grad_() for feature in inputs["x"]]
         losses = head.loss(features, inputs["rpn_results_list"], inputs["batch_data_samples"])
-        assert_losses(losses, expected["losses"], 1e-3, 1e-4)
-        total, norms, feature_norms = gradient_norms(losses, head, features)
-        assert_norms(norms, expected["grad_norms"], 1e-3, 1e-4)
-        assert feature_norms == pytest.approx(expected["feat_grad_norms"], rel=1e-3, abs=1e-4)
-        assert total.item() == pytest.approx(expected["total"].item(), rel=1e-3)
+        assert_learns(losses, head, features, expected)
     elif case["method"] == "predict":
         found = head.predict(**inputs)
         if "error" in case:  # where MMDetection fails, for there are no proposals, nothing is found

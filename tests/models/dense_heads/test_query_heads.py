@@ -13,7 +13,7 @@ from two_processes import assert_mean_of_both, losses_of_two_processes
 from detkit.models.dense_heads.losses import query_loss
 from detkit.models.dense_heads.losses.query_loss import build_label_loss
 from detkit.models.dense_heads.prediction.queries import inverse_sigmoid, query_detections
-from detkit.models.dense_heads.targets.query_targets import denoising_targets
+from detkit.models.dense_heads.targets.query_targets import denoising_targets, matched_targets
 from detkit.registry import MODELS
 from detkit.structures import DetDataSample
 from detkit.structures.boxes import bbox_cxcywh_to_xyxy, bbox_overlaps
@@ -119,15 +119,15 @@ def test_labels_with_qualities_learn_the_overlap():
     labels, quality = seen[0][1]  # of the last layer
     positive = labels < 4
     assert positive.sum() == 6
-    _, boxes = head(inputs["hidden_states"], inputs["references"])
-    corners = bbox_cxcywh_to_xyxy(boxes[-1].detach())
-    for image, sample in enumerate(inputs["batch_data_samples"]):
-        height, width = sample.img_shape
-        objects = sample.gt_instances.bboxes / torch.tensor([width, height] * 2)
-        own = positive.view(2, 10)[image]
-        ious = bbox_overlaps(corners[image][own], objects)
-        found = quality.view(2, 10)[image][own]
-        assert all((ious[row] - value).abs().min() < 1e-5 for row, value in enumerate(found))
+    logits, boxes = head(inputs["hidden_states"], inputs["references"])
+    corners = bbox_cxcywh_to_xyxy(boxes[-1].detach()).flatten(0, 1)
+    samples = inputs["batch_data_samples"]
+    metas = [sample.metainfo for sample in samples]
+    targets = matched_targets(head.assigner, GroundTruth.from_samples(samples), metas, logits, boxes, 4)
+    wanted = bbox_cxcywh_to_xyxy(targets.boxes[-1]).flatten(0, 1)
+    overlap = bbox_overlaps(corners, wanted, is_aligned=True)[positive]
+    assert overlap.max() > 0.01
+    assert_close(quality[positive], overlap)
     assert all(loss.isfinite() for loss in losses.values())
 
 
