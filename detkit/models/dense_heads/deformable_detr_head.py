@@ -12,10 +12,9 @@ from mmengine.model import BaseModule, bias_init_with_prob, constant_init
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from detkit.models.dense_heads.losses.query_loss import QueryLosses, build_label_loss, query_losses
+from detkit.models.dense_heads.losses.query_loss import build_label_loss, check_query_parts, matched_losses
 from detkit.models.dense_heads.prediction.queries import inverse_sigmoid, query_detections
-from detkit.models.dense_heads.targets.part_checks import check_assigner
-from detkit.models.dense_heads.targets.query_targets import hungarian, matched_targets
+from detkit.models.dense_heads.targets.query_targets import hungarian
 from detkit.ops.values import check_limit
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
@@ -84,9 +83,8 @@ class DeformableDETRHead(BaseModule):
         self.loss_cls, self.bg_cls_weight = build_label_loss(loss_cls or focal, num_classes, name)
         self.loss_bbox = MODELS.build(loss_bbox or {"type": "L1Loss", "loss_weight": 5.0})
         self.loss_iou = MODELS.build(loss_iou or {"type": "GIoULoss", "loss_weight": 2.0})
-        self.losses.check(name)
         self.assigner = TASK_UTILS.build((train_cfg or {}).get("assigner") or hungarian("FocalLossCost", 2.0))
-        check_assigner(self.assigner, ("bboxes", "scores", "img_metas"), name, ("predictions",))
+        check_query_parts(self)
         self.max_per_img = (test_cfg or {}).get("max_per_img")
         check_limit("test_cfg.max_per_img", self.max_per_img, optional=True)
 
@@ -97,11 +95,6 @@ class DeformableDETRHead(BaseModule):
         again = (lambda layer: layer) if share_pred_layer else copy.deepcopy
         self.cls_branches = nn.ModuleList(again(of_class) for _ in range(num_pred_layer))
         self.reg_branches = nn.ModuleList(again(of_box) for _ in range(num_pred_layer))
-
-    @property
-    def losses(self) -> QueryLosses:
-        """What queries learn by."""
-        return QueryLosses(self.loss_cls, self.loss_bbox, self.loss_iou, self.bg_cls_weight, self.sync_cls_avg_factor)
 
     def init_weights(self) -> None:
         """Boxes begin as their references (sizes without one are small), classes with a probability of 0.01."""
@@ -164,17 +157,18 @@ class DeformableDETRHead(BaseModule):
             ValueError: Inputs that do not fit each other.
         """
         logits, boxes = self(hidden_states, references)
+        metas = [sample.metainfo for sample in batch_data_samples]
         truth = GroundTruth.from_samples(batch_data_samples)
-        losses = self.matched_losses(logits, boxes, truth, batch_data_samples)
+        losses = matched_losses(self, logits, boxes, truth, metas)
         objects = replace(truth, labels=torch.zeros_like(truth.labels))
-        return losses | self.proposal_losses(enc_outputs_class, enc_outputs_coord, objects, batch_data_samples)
+        return losses | self.proposal_losses(enc_outputs_class, enc_outputs_coord, objects, metas)
 
     def proposal_losses(
         self,
         logits: Tensor | None,
         boxes: Tensor | None,
         truth: GroundTruth,
-        batch_data_samples: Sequence[DetDataSample],
+        metas: Sequence[Mapping[str, Any]],
     ) -> dict[str, Tensor]:
         """Losses of the encoder's proposals (N, P, ...); of none there are none.
 
@@ -186,20 +180,7 @@ class DeformableDETRHead(BaseModule):
         if logits is None or boxes is None:
             given = "enc_outputs_class" if boxes is None else "enc_outputs_coord"
             raise ValueError(f"{type(self).__name__}: enc_outputs_class and enc_outputs_coord go together, got {given}")
-        return self.matched_losses(logits[None], boxes[None].float(), truth, batch_data_samples, "enc_")
-
-    def matched_losses(
-        self,
-        logits: Tensor,
-        boxes: Tensor,
-        truth: GroundTruth,
-        batch_data_samples: Sequence[DetDataSample],
-        prefix: str = "",
-    ) -> dict[str, Tensor]:
-        """Losses of queries (L, N, Q, ...) that are matched with the objects; ``prefix`` begins their names."""
-        metas = [sample.metainfo for sample in batch_data_samples]
-        targets = matched_targets(self.assigner, truth, metas, logits, boxes, self.num_classes)
-        return query_losses(logits, boxes, targets, metas, self.losses, prefix)
+        return matched_losses(self, logits[None], boxes[None].float(), truth, metas, "enc_")
 
     def predict(
         self,

@@ -10,10 +10,9 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from detkit.models.dense_heads.losses.query_loss import QueryLosses, build_label_loss, query_losses
+from detkit.models.dense_heads.losses.query_loss import build_label_loss, check_query_parts, matched_losses
 from detkit.models.dense_heads.prediction.queries import query_detections
-from detkit.models.dense_heads.targets.part_checks import check_assigner
-from detkit.models.dense_heads.targets.query_targets import hungarian, matched_targets
+from detkit.models.dense_heads.targets.query_targets import hungarian
 from detkit.ops.values import check_limit
 from detkit.registry import MODELS, TASK_UTILS, check_keys
 from detkit.structures import DetDataSample
@@ -74,9 +73,8 @@ class DETRHead(BaseModule):
         self.loss_cls, self.bg_cls_weight = build_label_loss(loss_cls or softmax, num_classes, "DETRHead")
         self.loss_bbox = MODELS.build(loss_bbox or {"type": "L1Loss", "loss_weight": 5.0})
         self.loss_iou = MODELS.build(loss_iou or {"type": "GIoULoss", "loss_weight": 2.0})
-        self.losses.check("DETRHead")
         self.assigner = TASK_UTILS.build((train_cfg or {}).get("assigner") or hungarian("ClassificationCost", 1.0))
-        check_assigner(self.assigner, ("bboxes", "scores", "img_metas"), "DETRHead", ("predictions",))
+        check_query_parts(self)
         self.max_per_img = (test_cfg or {}).get("max_per_img")
         check_limit("test_cfg.max_per_img", self.max_per_img, optional=True)
 
@@ -86,11 +84,6 @@ class DETRHead(BaseModule):
         layers = nn.Sequential(*hidden, nn.Linear(embed_dims, embed_dims))
         self.reg_ffn = nn.Sequential(OrderedDict(layers=layers))
         self.fc_reg = nn.Linear(embed_dims, 4)
-
-    @property
-    def losses(self) -> QueryLosses:
-        """What queries learn by."""
-        return QueryLosses(self.loss_cls, self.loss_bbox, self.loss_iou, self.bg_cls_weight, self.sync_cls_avg_factor)
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (L, N, Q, C), by softmax one more, and boxes (L, N, Q, 4), centre and size in shares of the image.
@@ -110,9 +103,7 @@ class DETRHead(BaseModule):
         """
         logits, boxes = self(hidden_states)
         metas = [sample.metainfo for sample in batch_data_samples]
-        truth = GroundTruth.from_samples(batch_data_samples)
-        targets = matched_targets(self.assigner, truth, metas, logits, boxes, self.num_classes)
-        return query_losses(logits, boxes, targets, metas, self.losses)
+        return matched_losses(self, logits, boxes, GroundTruth.from_samples(batch_data_samples), metas)
 
     def predict(
         self, hidden_states: Tensor, batch_data_samples: Sequence[DetDataSample], rescale: bool = True

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from detkit.models.dense_heads.deformable_detr_head import DeformableDETRHead
-from detkit.models.dense_heads.losses.query_loss import query_losses
+from detkit.models.dense_heads.losses.query_loss import matched_losses, query_losses
 from detkit.models.dense_heads.targets.query_targets import denoising_targets
 from detkit.registry import MODELS
 from detkit.structures import DetDataSample
@@ -54,10 +54,10 @@ class DINOHead(DeformableDETRHead):
                 f"DINOHead: dn_meta must have {' and '.join(keys)}, and leave some of the {logits.shape[2]} queries to "
                 f"be matched; got {dn_meta}"
             )
-        losses = self.matched_losses(logits[:, :, count:], boxes[:, :, count:], truth, batch_data_samples)
-        losses |= self.proposal_losses(enc_outputs_class, enc_outputs_coord, truth, batch_data_samples)
+        metas = [sample.metainfo for sample in batch_data_samples]
+        losses = matched_losses(self, logits[:, :, count:], boxes[:, :, count:], truth, metas)
+        losses |= self.proposal_losses(enc_outputs_class, enc_outputs_coord, truth, metas)
         if dn_meta is not None:
-            metas = [sample.metainfo for sample in batch_data_samples]
             targets = denoising_targets(truth, metas, len(logits), count, groups, self.num_classes)
-            losses |= query_losses(logits[:, :, :count], boxes[:, :, :count], targets, metas, self.losses, "dn_")
+            losses |= query_losses(self, logits[:, :, :count], boxes[:, :, :count], targets, metas, "dn_")
         return losses

@@ -1,4 +1,4 @@
-"""Convolutions that torch would compute slowly on a CPU, in another shape of the same memory."""
+"""Convolutions that torch would compute slowly on a CPU, computed otherwise."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class _ConvolvedRows(torch.autograd.Function):
 class _ConvolvedFewPixels(torch.autograd.Function):
     """A convolution whose weights' gradient is the product of its maps' gradient and what each output saw.
 
-    torch writes that gradient in a layout of its own and copies it twice into the weights', which takes as long as the
+    torch computes that gradient in a layout of its own and copies it into the weights', which takes as long as the
     products of some hundred pixels.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from detkit.ops.image_sizes import image_sizes
 from detkit.registry import TASK_UTILS
 from detkit.structures.boxes import OVERLAP_MODES, bbox_overlaps, bbox_xyxy_to_cxcywh
 from detkit.task_modules.match_costs.match_cost import Fields, ImgMetas, MatchCost
@@ -35,22 +36,8 @@ class BBoxL1Cost(MatchCost):
         gt_boxes = self.field(objects, "bboxes", "objects").to(boxes.dtype)
         if self.box_format == "xywh":
             boxes, gt_boxes = bbox_xyxy_to_cxcywh(boxes), bbox_xyxy_to_cxcywh(gt_boxes)
-        size = self._image_sizes(img_metas, boxes)
+        size = image_sizes([None] * len(boxes) if img_metas is None else img_metas, boxes, "BBoxL1Cost")
         return torch.cdist(boxes / size, gt_boxes / size, p=1)
-
-    def _image_sizes(self, img_metas: ImgMetas | None, boxes: Tensor) -> Tensor:
-        """Width, height, width and height of each image, (N, 1, 4)."""
-        metas = [None] * len(boxes) if img_metas is None else img_metas
-        if len(metas) != len(boxes):
-            raise ValueError(f"BBoxL1Cost: {len(metas)} img_metas for {len(boxes)} images")
-        sizes = []
-        for index, meta in enumerate(metas):
-            if meta is None or "img_shape" not in meta:
-                raise ValueError(f"BBoxL1Cost: image {index} needs img_meta with 'img_shape', got {meta}")
-            height, width = meta["img_shape"][:2]
-            sizes.append([width, height, width, height])
-        # Not new_tensor, which waits for the device.
-        return torch.tensor(sizes, dtype=boxes.dtype).to(boxes.device, non_blocking=True).unsqueeze(1)
 
 
 @TASK_UTILS.register_module()

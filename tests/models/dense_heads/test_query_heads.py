@@ -241,11 +241,15 @@ def test_an_assigner_of_ones_own_matches_image_by_image():
             lambda i: {"dn_meta": {"num_denoising_queries": 26, "num_denoising_groups": 2}},
             "leave some of the 26 queries to be matched",
         ),
-        ("DETRHead", lambda i: {"batch_data_samples": i["batch_data_samples"][:1]}, "1 data samples for 2 images"),
+        (
+            "DETRHead",
+            lambda i: {"batch_data_samples": i["batch_data_samples"][:1]},
+            "data_samples: 1 img_metas for 2 images",
+        ),
         (
             "DETRHead",
             lambda i: {"batch_data_samples": [DetDataSample(gt_instances=one) for one in truth(1, 1)]},
-            "image 0 of the batch needs the fact 'img_shape', has none",
+            "data_samples: image 0 needs img_meta with 'img_shape', got {}",
         ),
     ],
 )

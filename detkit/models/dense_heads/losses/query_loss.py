@@ -3,51 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from detkit.losses.reduction import check_number, reduce_mean
 from detkit.models.dense_heads.losses.box_quality import iou_quality
-from detkit.models.dense_heads.targets.part_checks import check_box_loss, check_loss
-from detkit.models.dense_heads.targets.query_targets import QueryTargets, image_sizes
+from detkit.models.dense_heads.targets.part_checks import check_assigner, check_box_loss, check_loss
+from detkit.models.dense_heads.targets.query_targets import QueryTargets, matched_targets
+from detkit.ops.image_sizes import image_sizes
 from detkit.registry import MODELS
 from detkit.structures.boxes import bbox_cxcywh_to_xyxy
+from detkit.structures.ground_truth import GroundTruth
 
-__all__ = ["QueryLosses", "build_label_loss", "query_losses"]
+__all__ = ["QueryHead", "build_label_loss", "check_query_parts", "matched_losses", "query_losses"]
 
 WITH_QUALITY = "labels with qualities"
 
 
-@dataclass(frozen=True)
-class QueryLosses:
-    """The losses of a head.
+class QueryHead(Protocol):
+    """What the losses read of a head.
 
     Attributes:
-        of_labels: Over labels, or labels and the IoU of the box.
-        of_boxes: Over centres and sizes in shares of the image.
-        of_overlap: Over corners in pixels.
-        background_weight: What a query without object counts in the divisor of ``of_labels``.
-        divided_by_all: Whether that divisor is the mean of all processes', as that of the boxes is.
+        num_classes: Classes without background.
+        assigner: Of predictions.
+        loss_cls: Over labels, or labels and the IoU of the box.
+        loss_bbox: Over centres and sizes in shares of the image.
+        loss_iou: Over corners in pixels.
+        bg_cls_weight: What a query without object counts in the divisor of ``loss_cls``.
+        sync_cls_avg_factor: Whether that divisor is the mean of all processes', as that of the boxes is.
     """
 
-    of_labels: nn.Module
-    of_boxes: nn.Module
-    of_overlap: nn.Module
-    background_weight: float
-    divided_by_all: bool
+    num_classes: int
+    assigner: Any
+    loss_cls: nn.Module
+    loss_bbox: nn.Module
+    loss_iou: nn.Module
+    bg_cls_weight: float
+    sync_cls_avg_factor: bool
 
-    def check(self, head: str) -> None:
-        """Refuse losses that learn something else; ``head`` is who has them.
 
-        Raises:
-            ValueError: With what they learn.
-        """
-        check_loss(self.of_labels, ["labels", WITH_QUALITY], head, "loss_cls")
-        check_box_loss(self.of_boxes, False, head)
-        check_box_loss(self.of_overlap, True, head, "loss_iou")
+def check_query_parts(head: QueryHead) -> None:
+    """Refuse losses that learn something else than queries, and assigners of something else.
+
+    Raises:
+        ValueError: With what they learn or assign.
+    """
+    name = type(head).__name__
+    check_loss(head.loss_cls, ["labels", WITH_QUALITY], name, "loss_cls")
+    check_box_loss(head.loss_bbox, False, name)
+    check_box_loss(head.loss_iou, True, name, "loss_iou")
+    check_assigner(head.assigner, ("bboxes", "scores", "img_metas"), name, ("predictions",))
 
 
 def build_label_loss(cfg: Mapping[str, Any], num_classes: int, head: str) -> tuple[nn.Module, float]:
@@ -79,46 +86,59 @@ def build_label_loss(cfg: Mapping[str, Any], num_classes: int, head: str) -> tup
     return loss, float(weights[-1])
 
 
+def matched_losses(
+    head: QueryHead,
+    logits: Tensor,
+    boxes: Tensor,
+    truth: GroundTruth,
+    metas: Sequence[Mapping[str, Any]],
+    prefix: str = "",
+) -> dict[str, Tensor]:
+    """:func:`query_losses` of queries that are matched with the objects ``truth`` of the N images."""
+    targets = matched_targets(head.assigner, truth, metas, logits, boxes, head.num_classes)
+    return query_losses(head, logits, boxes, targets, metas, prefix)
+
+
 def query_losses(
+    head: QueryHead,
     logits: Tensor,
     boxes: Tensor,
     targets: QueryTargets,
     metas: Sequence[Mapping[str, Any]],
-    losses: QueryLosses,
     prefix: str = "",
 ) -> dict[str, Tensor]:
     """``<prefix>loss_cls``, ``<prefix>loss_bbox`` and ``<prefix>loss_iou`` of the last layer, ``d<l>.<...>`` of others.
 
     Args:
+        head: Whose losses.
         logits: (L, N, Q, C), or one more channel for the background.
         boxes: (L, N, Q, 4) centre and size in shares of the image, float32.
         targets: Of these queries.
         metas: Image facts with ``img_shape``.
-        losses: Of the head.
         prefix: Tells these queries from others.
     """
     num_positive = targets.positive.flatten(1).sum(1, dtype=torch.float32)
-    divisor = num_positive + losses.background_weight * targets.negative.flatten(1).sum(1)
-    of_labels = reduce_mean(divisor, least=1.0) if losses.divided_by_all else divisor.clamp(min=1)
+    divisor = num_positive + head.bg_cls_weight * targets.negative.flatten(1).sum(1)
+    of_labels = reduce_mean(divisor, least=1.0) if head.sync_cls_avg_factor else divisor.clamp(min=1)
     of_boxes = reduce_mean(num_positive, least=1.0)
-    sizes = image_sizes(metas, boxes)
+    sizes = image_sizes(metas, boxes[0], "data_samples")
     found: dict[str, Tensor] = {}
     last = len(logits) - 1
     for layer in (last, *range(last)):
         labels, wanted = targets.labels[layer].flatten(), targets.boxes[layer]
         weight = targets.positive[layer].reshape(-1, 1).expand(-1, 4).to(boxes.dtype)
         target: Any = labels
-        if getattr(losses.of_labels, "learns", None) == WITH_QUALITY:
+        if getattr(head.loss_cls, "learns", None) == WITH_QUALITY:
             corners = bbox_cxcywh_to_xyxy(boxes[layer]), bbox_cxcywh_to_xyxy(wanted)
             target = labels, iou_quality(*corners).flatten()
         key = prefix if layer == last else f"d{layer}.{prefix}"
-        found[f"{key}loss_cls"] = losses.of_labels(
+        found[f"{key}loss_cls"] = head.loss_cls(
             logits[layer].flatten(0, 1), target, weight.new_ones(len(weight)), avg_factor=of_labels[layer]
         )
-        found[f"{key}loss_bbox"] = losses.of_boxes(
+        found[f"{key}loss_bbox"] = head.loss_bbox(
             boxes[layer].flatten(0, 1), wanted.flatten(0, 1), weight, avg_factor=of_boxes[layer]
         )
-        found[f"{key}loss_iou"] = losses.of_overlap(
+        found[f"{key}loss_iou"] = head.loss_iou(
             (bbox_cxcywh_to_xyxy(boxes[layer]) * sizes).flatten(0, 1),
             (bbox_cxcywh_to_xyxy(wanted) * sizes).flatten(0, 1),
             weight,

@@ -10,7 +10,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from detkit.models.dense_heads.prediction.postprocess import rescaled_boxes
-from detkit.models.dense_heads.targets.query_targets import image_sizes
+from detkit.ops.image_sizes import image_sizes
 from detkit.structures.boxes import bbox_cxcywh_to_xyxy
 
 __all__ = ["inverse_sigmoid", "query_detections"]
@@ -55,7 +55,7 @@ def query_detections(
     scores, index = scores.topk(count, dim=1)
     query = index if softmax else index // num_classes
     labels = labels.gather(1, index) if softmax else index % num_classes
-    sizes = image_sizes(metas, boxes)
+    sizes = image_sizes(metas, boxes, "data_samples")
     chosen = boxes.float().gather(1, query.unsqueeze(2).expand(-1, -1, 4))
     corners = (bbox_cxcywh_to_xyxy(chosen) * sizes).clamp(min=0).minimum(sizes)
     if rescale:

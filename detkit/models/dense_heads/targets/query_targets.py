@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from detkit.ops.upload import upload
+from detkit.ops.image_sizes import image_sizes
 from detkit.signature import takes_batches
 from detkit.structures.boxes import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 from detkit.structures.ground_truth import GroundTruth
 
-__all__ = ["QueryTargets", "denoising_targets", "hungarian", "image_sizes", "matched_targets"]
+__all__ = ["QueryTargets", "denoising_targets", "hungarian", "matched_targets"]
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,6 @@ def hungarian(cost_of_classes: str, weight: float) -> dict[str, Any]:
     return {"type": "HungarianAssigner", "match_costs": costs}
 
 
-def image_sizes(metas: Sequence[Mapping[str, Any]], boxes: Tensor) -> Tensor:
-    """Width, height, width and height in pixels of each image, (N, 1, 4), where ``boxes`` (..., N, Q, 4) are.
-
-    Raises:
-        ValueError: Not as many facts as images, or one lacks ``img_shape``.
-    """
-    if len(metas) != boxes.shape[-3]:
-        raise ValueError(f"{len(metas)} data samples for {boxes.shape[-3]} images")
-    for index, meta in enumerate(metas):
-        if "img_shape" not in meta:
-            raise ValueError(f"image {index} of the batch needs the fact 'img_shape', has {', '.join(meta) or 'none'}")
-    sizes = torch.tensor([[*meta["img_shape"][1::-1]] * 2 for meta in metas], dtype=torch.float32)
-    return upload(sizes, boxes.device).unsqueeze(1)
-
-
 def matched_targets(
     assigner: Any,
     truth: GroundTruth,
@@ -84,7 +69,7 @@ def matched_targets(
         num_classes: C.
     """
     num_layers = len(logits)
-    sizes = image_sizes(metas, boxes)
+    sizes = image_sizes(metas, boxes[0], "data_samples")
     # Layers are so many images more.
     objects = GroundTruth(
         *(
@@ -156,7 +141,7 @@ def denoising_targets(
         return groups.expand(num_layers, *groups.shape)
 
     positive = placed(truth.valid, 0)
-    boxes = bbox_xyxy_to_cxcywh(truth.boxes / image_sizes(metas, truth.boxes))
+    boxes = bbox_xyxy_to_cxcywh(truth.boxes / image_sizes(metas, truth.boxes, "data_samples"))
     return QueryTargets(
         labels=torch.where(positive, placed(truth.labels, 0), num_classes),
         boxes=placed(boxes, 0),
